@@ -1,0 +1,45 @@
+//! What is written to a device, as plain data.
+//!
+//! Serde types with their validation and defaults; no tensors, no network, no clock. Everything that
+//! `runtime` and `trainer` must agree on about a task stands in a [`Manifest`]: the backbone it was
+//! fitted on, the [`Recipe`] that turns a volume into network input, what it may be given ([`Accepts`]),
+//! and what it must reproduce on a device before it goes live ([`GoldenCase`]).
+//!
+//! ```
+//! let recipe: firmware_config::Recipe = toml::from_str(r#"
+//!     plane = "axial"
+//!     size = [224, 224]
+//!     intensity = { kind = "window", windows = [[-1000, 1000], [-150, 250], [-1000, 400]] }
+//! "#).unwrap();
+//! recipe.validate().unwrap();
+//! assert!(!recipe.streamable(), "a fixed plane may need the whole volume");
+//! ```
+
+mod accepts;
+mod manifest;
+mod recipe;
+
+pub use accepts::{Accepts, Observed};
+pub use manifest::{
+    Activation, AttentionLora, BackboneRef, GoldenCase, Label, LoraSpec, Manifest, SCHEMA, Task, Threshold,
+    Tolerance,
+};
+pub use recipe::{Crop, Fit, Intensity, Normalize, Plane, Recipe, Region, SliceSelection};
+
+/// A value in a configuration that its own rules forbid.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is {found}, but must be {expected}")]
+pub struct Invalid {
+    /// Dotted path of the field, as in the file.
+    pub field: String,
+    /// What stands there.
+    pub found: String,
+    /// What would be valid.
+    pub expected: String,
+}
+
+impl Invalid {
+    pub(crate) fn new(field: &str, found: impl std::fmt::Display, expected: impl Into<String>) -> Self {
+        Self { field: field.into(), found: found.to_string(), expected: expected.into() }
+    }
+}

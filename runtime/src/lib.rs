@@ -1,0 +1,12 @@
+//! What runs beside the scanner: from a scan to a classification result.
+//!
+//! The way through, one module a step:
+//! [`volume`] reads NIfTI and DICOM into a 3D image with geometry; [`recipe`] turns it into network input.
+//! [`backbone`], [`plugin`] and [`graph`] merge a task plugin's LoRA factors into a frozen vision
+//! transformer and write the task's ONNX graph; [`engine`] runs it with tract, slices in parallel; [`infer`]
+//! puts these together into a [`result::TaskResult`]; [`report`] draws where the network looked.
+//!
+//! The crate knows no libtorch, no Python and no GPU. Without the feature `service` it is the pure
+//! library: no clock, no socket.
+
+pub mod volume;

@@ -1,0 +1,2 @@
+//! The scanner-side command line.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Fits task plugins with libtorch and exports them.

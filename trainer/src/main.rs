@@ -1,0 +1,2 @@
+//! The trainer command line.
+fn main() {}
