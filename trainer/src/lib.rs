@@ -1,1 +1,3 @@
 //! Fits task plugins with libtorch and exports them.
+
+pub mod metrics;
