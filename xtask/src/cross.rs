@@ -1,0 +1,154 @@
+//! `scanside` for aarch64: built with Zig as linker and C++ compiler, so that it runs on any Linux with glibc 2.31 or newer
+//! (JetPack 5) and brings its own C++ runtime.
+
+mod debian;
+mod elf;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::assets::{self, Group};
+use crate::workspace::{self, find, output, run, shown};
+
+pub const TARGET: &str = "aarch64-unknown-linux-gnu";
+
+/// The oldest glibc that the binary must run with.
+const GLIBC: (u32, u32) = (2, 31);
+
+/// The only libraries that the binary may load; all are part of glibc.
+const LIBRARIES: &[&str] =
+    &["libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "ld-linux-aarch64.so.1"];
+
+/// Which integration tests to build beside the binary.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Tests {
+    None,
+    All,
+}
+
+/// Builds the binary, checks what it asks of a device and puts it into `target/cross/aarch64/scanside`.
+pub fn run_chore() -> Result<()> {
+    build(Tests::None)?;
+    Ok(())
+}
+
+/// As [`run_chore`]; returns the test programs built as well.
+pub fn build(tests: Tests) -> Result<Vec<PathBuf>> {
+    assets::ensure(&[Group::Cross])?;
+    let rustc = rustc()?;
+    let target_dir = target_dir()?;
+    let zig = workspace::assets().canonicalize()?.join("zig");
+
+    // The same packages whatever is built of them: cargo then picks the same features, and nothing is compiled twice.
+    let mut command = Command::new(zig.join("bin/cargo-zigbuild"));
+    workspace::as_from_the_shell(&mut command);
+    command
+        .args(["zigbuild", "--release", "--package", "runtime", "--package", "tests", "--bin", "scanside"])
+        .arg("--target")
+        .arg(format!("{TARGET}.{}.{}", GLIBC.0, GLIBC.1))
+        .arg("--target-dir")
+        .arg(&target_dir)
+        .env("CARGO_ZIGBUILD_ZIG_PATH", zig.join("zig/zig"))
+        .env("CARGO_ZIGBUILD_CACHE_DIR", target_dir.join("zigbuild"))
+        .env("ZIG_GLOBAL_CACHE_DIR", target_dir.join("zig"));
+    if let Some(rustc) = rustc {
+        command.env("RUSTC", rustc);
+    }
+    if tests == Tests::All {
+        command.args(["--test", "*"]);
+    }
+    println!("  {}", shown(&command));
+    run(&mut command)?;
+
+    let built = target_dir.join(TARGET).join("release/scanside");
+    let needs = elf::read(&built)?;
+    needs.check(LIBRARIES, GLIBC).with_context(|| built.display().to_string())?;
+    let place = workspace::target().join("cross/aarch64/scanside");
+    fs::create_dir_all(place.parent().unwrap_or(Path::new(".")))?;
+    fs::copy(&built, &place)?;
+    println!("  {}: {:.1} MB, {needs}", place.display(), fs::metadata(&place)?.len() as f64 / 1e6);
+
+    if tests == Tests::None { Ok(Vec::new()) } else { test_programs(&mut command) }
+}
+
+/// What runs an aarch64 program here: QEMU's user mode with an aarch64 glibc.
+pub fn runner() -> Result<Vec<String>> {
+    assets::ensure(&[Group::Emulated])?;
+    let sysroot = workspace::assets().canonicalize()?.join("aarch64-glibc");
+    let qemu = find("qemu-aarch64-static").context("qemu-aarch64-static is not installed")?;
+    let words = [qemu.as_path(), Path::new("-cpu"), Path::new("max"), Path::new("-L"), &sysroot];
+    Ok(words.iter().map(|word| word.display().to_string()).collect())
+}
+
+/// Another compiler's build scripts and macros must not replace the native ones, hence a folder of its own. Its real path, since
+/// C compilers' paths below it are part of what cargo compares.
+fn target_dir() -> Result<PathBuf> {
+    let folder = workspace::target().join("cross-build");
+    fs::create_dir_all(&folder)?;
+    Ok(folder.canonicalize()?)
+}
+
+/// A rustc that has the target's standard library, unless the present one has it or gets it from rustup.
+fn rustc() -> Result<Option<PathBuf>> {
+    let host = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let library = output(Command::new(host).args(["--print", "target-libdir", "--target", TARGET]))?;
+    if Path::new(library.trim()).is_dir() {
+        return Ok(None);
+    }
+    if let Some(rustc) = debian::ready() {
+        return Ok(Some(rustc));
+    }
+    if find("rustup").is_some() {
+        println!("  rustup target add {TARGET}");
+        match output(Command::new("rustup").args(["target", "add", TARGET])) {
+            Ok(_) => return Ok(None),
+            Err(_) => println!("  rustup cannot get it: using Debian's rustc"),
+        }
+    }
+    debian::fetch().map(Some)
+}
+
+/// Asks cargo, which has just built them, for the test programs' paths.
+fn test_programs(build: &mut Command) -> Result<Vec<PathBuf>> {
+    let messages = output(build.args(["--message-format", "json-render-diagnostics", "--quiet"]))?;
+    let mut programs = Vec::new();
+    for line in messages.lines() {
+        let message: serde_json::Value = serde_json::from_str(line)?;
+        if message["profile"]["test"] == true
+            && let Some(path) = message["executable"].as_str()
+        {
+            programs.push(PathBuf::from(path));
+        }
+    }
+    if programs.is_empty() {
+        bail!("`{}` built no test program", shown(build));
+    }
+    Ok(programs)
+}
+
+/// Builds the integration tests for aarch64 and runs them under emulation.
+pub fn test(long: bool) -> Result<()> {
+    let programs = build(Tests::All)?;
+    let runner = runner()?;
+    let binaries = target_dir()?.join(TARGET).join("release");
+    for program in programs {
+        println!("  {} {}", runner.join(" "), program.display());
+        let mut command = Command::new(&runner[0]);
+        command
+            .args(&runner[1..])
+            .arg(&program)
+            // Where cargo would run it.
+            .current_dir(workspace::root().join("tests"))
+            // A test that starts `scanside` starts this one, in the same way.
+            .env("SCANSIDE_BIN", &binaries)
+            .env("SCANSIDE_RUNNER", runner.join(" "));
+        if long {
+            command.env("SCANSIDE_LONG", "1");
+        }
+        run(&mut command)?;
+    }
+    Ok(())
+}

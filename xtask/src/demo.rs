@@ -1,0 +1,37 @@
+//! The demo: from scans to a result that a subscriber receives.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::assets::{self, Group};
+use crate::workspace::{self, cargo, run, step};
+
+/// Fetches and builds what the demo needs, then runs it.
+pub fn run_chore() -> Result<()> {
+    step("Assets", || assets::ensure(&[Group::Libtorch, Group::Demo]))?;
+    step("Build", || {
+        run(cargo().args([
+            "build",
+            "--release",
+            "--package",
+            "runtime",
+            "--package",
+            "trainer",
+            "--package",
+            "tests",
+            "--bins",
+        ]))
+    })?;
+    let target = workspace::target();
+    let binaries = target.join("release");
+    println!();
+    run(Command::new(binaries.join("demo"))
+        .current_dir(workspace::root())
+        .arg("--assets")
+        .arg(workspace::assets())
+        .arg("--out")
+        .arg(target.join("demo"))
+        .arg("--bin")
+        .arg(&binaries))
+}

@@ -1,0 +1,53 @@
+//! Every test, in the order in which a mistake is cheapest to learn.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::assets::{self, Group};
+use crate::workspace::{cargo, run, seconds, step};
+use crate::{cross, system};
+
+/// Runs every test; `long` adds those that take minutes.
+pub fn run_chore(long: bool) -> Result<()> {
+    let cargo_step = |arguments: &[&str]| {
+        let mut command = cargo();
+        command.args(arguments);
+        if long {
+            command.env("SCANSIDE_LONG", "1");
+        }
+        run(&mut command)
+    };
+    let groups = [Group::Libtorch, Group::Demo, Group::Test, Group::Cross, Group::Emulated];
+    let mut took: Vec<(&str, Duration)> = Vec::new();
+    let mut timed = |title: &'static str, work: &dyn Fn() -> Result<()>| -> Result<()> {
+        took.push((title, step(title, work)?));
+        Ok(())
+    };
+    timed("Assets", &|| assets::ensure(&groups))?;
+    timed("System packages", &|| system::ensure(system::FOR_TESTS))?;
+    timed("Format", &|| cargo_step(&["fmt", "--all", "--check"]))?;
+    timed("Clippy", &|| {
+        cargo_step(&[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--release",
+            "--quiet",
+            "--",
+            "-D",
+            "warnings",
+        ])
+    })?;
+    // The integration tests start the programs, and cargo does not build another package's programs for them.
+    timed("Build", &|| cargo_step(&["build", "--workspace", "--release", "--bins"]))?;
+    timed("Tests", &|| cargo_step(&["test", "--workspace", "--release"]))?;
+    timed("Tests for aarch64, emulated", &|| cross::test(long))?;
+
+    println!("\n== Everything passed");
+    for (title, time) in &took {
+        println!("   {title:<30} {:>14}", seconds(*time));
+    }
+    println!("   {:<30} {:>14}", "total", seconds(took.iter().map(|(_, time)| *time).sum()));
+    Ok(())
+}
