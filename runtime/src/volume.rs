@@ -1,12 +1,37 @@
 //! A 3D image with geometry, read from NIfTI or DICOM.
 //!
 //! Voxels are f32 in the scan's units (HU for CT), the first axis fastest. Geometry is an affine from voxel
-//! indices to millimetres in the RAS+ frame (see [`Geometry`]).
+//! indices to millimetres in the RAS+ frame (see [`Geometry`]); [`Reorientation`] says which stored axis runs
+//! along which patient axis, so that nothing after the reader needs to know how a file was stored.
+//!
+//! What a file leaves open is refused, never guessed: missing or contradictory geometry, holes in a series,
+//! voxels that are not numbers. Each refusal is one sentence ([`VolumeError`]).
 
-use std::path::PathBuf;
+mod dicom;
+mod error;
+mod geometry;
+mod hashing;
+mod nifti;
+mod orientation;
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use firmware_config::{Observed, Plane};
+use sha2::{Digest, Sha256};
+
+pub use error::VolumeError;
+pub use geometry::Geometry;
+pub use nifti::write_nifti;
+pub use orientation::{Axis, AxisCodes, InvalidAxisCodes, Reorientation};
+
+/// Most voxels that one volume may have (2³⁰, 4 GiB as f32); more is refused before anything is allocated.
+pub const MAX_VOXELS: usize = 1 << 30;
 
 /// A 3D image with geometry.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Volume {
     /// Number of voxels along each axis.
     pub dims: [usize; 3],
@@ -20,13 +45,6 @@ pub struct Volume {
     pub warnings: Vec<String>,
 }
 
-/// Affine from voxel indices to millimetres in RAS+: x grows towards the patient's right, y to the front, z to the head.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Geometry {
-    /// Row `r` gives coordinate `r` of voxel `(i, j, k)`: `m[r][0] i + m[r][1] j + m[r][2] k + m[r][3]`.
-    pub affine: [[f64; 4]; 3],
-}
-
 /// Where an image comes from.
 #[derive(Debug, Clone)]
 pub struct Source {
@@ -34,7 +52,8 @@ pub struct Source {
     pub kind: SourceKind,
     /// The file or folder it was read from.
     pub path: PathBuf,
-    /// SHA-256 of the input: of a NIfTI file's bytes as on disk; for a series, of the sorted SHA-256 of its files.
+    /// SHA-256 of the input: of a NIfTI file's bytes as on disk; for a series, of the sorted SHA-256 of its
+    /// files (lower-case hexadecimal, one after the other), so that neither names nor order matter.
     pub digest: String,
     /// DICOM Study Instance UID (0020,000D).
     pub study_uid: Option<String>,
@@ -57,3 +76,117 @@ pub enum SourceKind {
     /// A DICOM series.
     Dicom,
 }
+
+/// What the user says about an input beyond its path.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReadOptions {
+    /// How the voxels of a NIfTI file lie, used only where the file's own geometry is missing or contradicts
+    /// itself; sound geometry is never overridden.
+    pub assume_orientation: Option<AxisCodes>,
+    /// Which volume of a 4D NIfTI file to read, from 0.
+    pub volume_index: Option<usize>,
+}
+
+/// Reads what `path` names: a NIfTI file, a DICOM file, or a folder with one DICOM series or several.
+///
+/// One volume for a file; for a folder one a series, sorted by Series Instance UID. Files are told apart by
+/// their content, not by their name.
+///
+/// # Errors
+/// Every way in which a file can be wrong is a [`VolumeError`] that names it.
+pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Volume>, VolumeError> {
+    let metadata = std::fs::metadata(path).map_err(|source| VolumeError::io(path, source))?;
+    if metadata.is_dir() {
+        return dicom::read_folder(path);
+    }
+    let mut start = Vec::with_capacity(132);
+    let file = File::open(path).map_err(|source| VolumeError::io(path, source))?;
+    file.take(132).read_to_end(&mut start).map_err(|source| VolumeError::io(path, source))?;
+    if nifti::is_nifti(&start) {
+        Ok(vec![nifti::read(path, options)?])
+    } else if dicom::is_dicom(&start) {
+        dicom::read_file(path)
+    } else {
+        Err(nifti::unreadable(path, &start))
+    }
+}
+
+impl Volume {
+    /// A volume made in memory; `dims` as in [`Volume::dims`], `voxels` in their order.
+    ///
+    /// # Panics
+    /// If there are not as many voxels as `dims` says.
+    pub fn from_parts(dims: [usize; 3], voxels: Vec<f32>, geometry: Geometry) -> Self {
+        assert_eq!(voxels.len(), dims.iter().product::<usize>(), "voxels of a volume of {dims:?}");
+        let mut sha = Sha256::new();
+        for n in dims {
+            sha.update((n as u64).to_le_bytes());
+        }
+        for x in geometry.affine.as_flattened() {
+            sha.update(x.to_le_bytes());
+        }
+        for x in &voxels {
+            sha.update(x.to_le_bytes());
+        }
+        let source = Source {
+            kind: SourceKind::Nifti,
+            path: PathBuf::from("memory"),
+            digest: hashing::hex(sha),
+            study_uid: None,
+            series_uid: None,
+            instances: Vec::new(),
+            modality: None,
+            body_part: None,
+        };
+        Self { dims, voxels, geometry, source, warnings: Vec::new() }
+    }
+
+    /// Which stored axis runs along which patient axis.
+    pub fn reorientation(&self) -> Reorientation {
+        self.geometry.reorientation()
+    }
+
+    /// Distance between voxel centres along each stored axis, in mm.
+    pub fn spacing(&self) -> [f64; 3] {
+        self.geometry.spacing()
+    }
+
+    /// The plane of the slices as stored: across the patient axis nearest to the third stored axis.
+    pub fn acquisition_plane(&self) -> Plane {
+        let reorientation = self.reorientation();
+        if reorientation.axis[0] == 2 {
+            Plane::Sagittal
+        } else if reorientation.axis[1] == 2 {
+            Plane::Coronal
+        } else {
+            Plane::Axial
+        }
+    }
+
+    /// What a plugin's `accepts` is compared with.
+    pub fn observed(&self) -> Observed {
+        Observed {
+            modality: self.source.modality.clone(),
+            body_part: self.source.body_part.clone(),
+            plane: self.acquisition_plane(),
+            slice_spacing_mm: self.spacing()[2],
+            slices: self.dims[2],
+        }
+    }
+}
+
+impl fmt::Debug for Volume {
+    /// Without the voxels.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { dims, voxels: _, geometry, source, warnings } = self;
+        f.debug_struct("Volume")
+            .field("dims", dims)
+            .field("geometry", geometry)
+            .field("source", source)
+            .field("warnings", warnings)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;
