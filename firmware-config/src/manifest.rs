@@ -152,8 +152,8 @@ pub enum AttentionLora {
 
 /// An input with the outputs that the trainer got for it.
 ///
-/// The input is synthetic: the voxels stand in the plugin as tensor `NAME.voxels` (i16,
-/// `[nz, ny, nx]`), an axis-aligned RAS volume; the slices that the recipe makes of it go through the graph.
+/// The input is synthetic: a volume under the case's name among the plugin's golden tensors, `[nz, ny, nx]`,
+/// axes along RAS+; the slices that the recipe makes of it go through the graph.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GoldenCase {

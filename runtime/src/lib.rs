@@ -9,4 +9,13 @@
 //! The crate knows no libtorch, no Python and no GPU. Without the feature `service` it is the pure
 //! library: no clock, no socket.
 
+pub mod backbone;
+pub mod engine;
+mod error;
+pub mod files;
+pub mod graph;
+pub mod plugin;
+pub mod tensor;
 pub mod volume;
+
+pub use error::{Error, Result};

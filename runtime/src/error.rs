@@ -1,0 +1,41 @@
+use crate::backbone::BackboneError;
+use crate::engine::EngineError;
+use crate::graph::GraphError;
+use crate::plugin::PluginError;
+use crate::tensor::TensorError;
+
+/// Any error of this crate.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Weights.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// A backbone.
+    #[error(transparent)]
+    Backbone(#[from] BackboneError),
+    /// A task plugin.
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
+    /// A graph to be written.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    /// A graph to be run.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// A result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// Whether the user's file or flag is at fault (exit code 2), not the machine (exit code 1).
+    pub fn is_bad_input(&self) -> bool {
+        match self {
+            Self::Tensor(e) => e.is_bad_input(),
+            Self::Backbone(e) => e.is_bad_input(),
+            Self::Plugin(e) => e.is_bad_input(),
+            Self::Graph(e) => e.is_bad_input(),
+            Self::Engine(e) => e.is_bad_input(),
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Canonical tensors → the task's ONNX graph.
+//!
+//! The graph is plain ONNX (opset 17, IR 8) and written deterministically: the same tensors give the same bytes
+//! on every machine. Its input is `slices` f32 `[S, 3, H, W]` with S symbolic; its outputs are `logits` `[C]`,
+//! `slice_weights` `[S]`, `heatmap` `[S, gh, gw]` and `slice_embeddings` `[S, d]`. Between the encoder and the
+//! pooling stand exactly two tensors, `slice_embeddings` and [`CLS_ATTENTION`], so an engine can cut there and
+//! encode each slice by itself.
+//!
+//! What can be computed once is computed here: positions are interpolated for the grid, LayerScale is folded into
+//! the projection before it, `1 / sqrt(head width)` into the query projection, and CLS and registers into the table that
+//! is added to the tokens. The last block computes the CLS row alone, since nothing else leaves the encoder.
+
+mod builder;
+mod vit;
+
+use crate::backbone::{Backbone, Tensor, Tensors};
+use builder::Builder;
+
+/// Tensor `[S, N]`: last-block attention from CLS to the patches, mean over heads, not renormalised.
+pub const CLS_ATTENTION: &str = "cls_attention";
+
+/// Metadata property with the patch grid, `gh,gw`.
+pub const GRID_PROPERTY: &str = "scanside.grid";
+
+/// What a task graph says of itself in its metadata properties.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GraphMeta {
+    /// Task name.
+    pub task: String,
+    /// Task version.
+    pub version: String,
+    /// SHA-256 of the plugin's canonical content.
+    pub content_sha256: String,
+}
+
+/// Why a graph could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum GraphError {
+    /// The slice size does not divide into patches.
+    #[error(
+        "slices of {height}x{width} pixels do not divide into patches of {patch}; choose multiples of {patch}"
+    )]
+    Size {
+        /// Height of a slice.
+        height: usize,
+        /// Width of a slice.
+        width: usize,
+        /// Side of a patch.
+        patch: usize,
+    },
+}
+
+impl GraphError {
+    /// Whether the user's file or flag is at fault, not the machine.
+    pub fn is_bad_input(&self) -> bool {
+        true
+    }
+}
+
+/// The number of patches along height and width.
+pub fn grid(size: [usize; 2], patch: usize) -> Result<[usize; 2], GraphError> {
+    match size {
+        [h, w] if h > 0 && w > 0 && h.is_multiple_of(patch) && w.is_multiple_of(patch) => {
+            Ok([h / patch, w / patch])
+        }
+        [height, width] => Err(GraphError::Size { height, width, patch }),
+    }
+}
+
+/// The task graph of a backbone with the factors merged in ([`crate::plugin::merge`]) and of `content`'s query and head.
+///
+/// The backbone is consumed, so that its weights are never held twice.
+pub fn task_graph(
+    mut backbone: Backbone,
+    content: &Tensors,
+    size: [usize; 2],
+    meta: &GraphMeta,
+) -> Result<Vec<u8>, GraphError> {
+    let [gh, gw] = grid(size, backbone.arch.patch)?;
+    let d = backbone.arch.dim;
+    let mut b = Builder::default();
+    let encoded = vit::encode(&mut b, &mut backbone, size, [gh, gw], vit::Outputs::ClsOnly);
+    b.rename(&encoded.cls, "slice_embeddings");
+    b.rename(&encoded.cls_attention, CLS_ATTENTION);
+
+    // Eq. of the paper: a = softmax(H q / sqrt(d)), v = aᵀ H; then the linear head.
+    let scale = 1.0 / (d as f32).sqrt();
+    let query = content["query"].data.iter().map(|q| q * scale).collect();
+    let query = b.constant("query", Tensor::new([d, 1], query));
+    let scores = b.node("MatMul", "pool.scores", &["slice_embeddings", &query]);
+    let weights = b.softmax("pool.weights", &scores, 0);
+    let row = b.transpose("pool.row", &weights, &[1, 0]);
+    let pooled = b.node("MatMul", "pool.pooled", &[&row, "slice_embeddings"]);
+    let head = &content["head.weight"];
+    let classes = head.shape[0];
+    let weight = b.constant("head.weight", builder::transposed(head));
+    let logits = b.node("MatMul", "head.product", &[&pooled, &weight]);
+    let bias = b.constant("head.bias", content["head.bias"].clone());
+    let logits = b.node("Add", "head.sum", &[&logits, &bias]);
+    b.reshape("logits", &logits, &[classes as i64]);
+    b.reshape("slice_weights", &weights, &[-1]);
+    let heat = b.node("Mul", "pool.heat", &[CLS_ATTENTION, &weights]);
+    b.reshape("heatmap", &heat, &[-1, gh as i64, gw as i64]);
+
+    b.input("slices", &[None, Some(3), Some(size[0]), Some(size[1])]);
+    b.output("logits", &[Some(classes)]);
+    b.output("slice_weights", &[None]);
+    b.output("heatmap", &[None, Some(gh), Some(gw)]);
+    b.output("slice_embeddings", &[None, Some(d)]);
+    b.property("scanside.task", &meta.task);
+    b.property("scanside.version", &meta.version);
+    b.property("scanside.backbone_sha256", &backbone.sha256);
+    b.property("scanside.content_sha256", &meta.content_sha256);
+    b.property(GRID_PROPERTY, &format!("{gh},{gw}"));
+    Ok(b.finish("scanside-task"))
+}
+
+/// The bare backbone: `slices` → `cls` `[S, d]`, `patch` `[S, N, d]` (both after the final norm, registers removed) and
+/// `cls_attention` `[S, N]`.
+pub fn backbone_graph(mut backbone: Backbone, size: [usize; 2]) -> Result<Vec<u8>, GraphError> {
+    let grid = grid(size, backbone.arch.patch)?;
+    let (d, n) = (backbone.arch.dim, grid[0] * grid[1]);
+    let mut b = Builder::default();
+    let encoded = vit::encode(&mut b, &mut backbone, size, grid, vit::Outputs::AllTokens);
+    b.rename(&encoded.cls, "cls");
+    b.rename(&encoded.cls_attention, CLS_ATTENTION);
+    if let Some(patch) = encoded.patch {
+        b.rename(&patch, "patch");
+    }
+    b.input("slices", &[None, Some(3), Some(size[0]), Some(size[1])]);
+    b.output("cls", &[None, Some(d)]);
+    b.output("patch", &[None, Some(n), Some(d)]);
+    b.output(CLS_ATTENTION, &[None, Some(n)]);
+    b.property("scanside.backbone_sha256", &backbone.sha256);
+    Ok(b.finish("scanside-backbone"))
+}

@@ -1,0 +1,224 @@
+//! A thin layer over ONNX's protobuf messages: nodes named after what they compute, outputs named after their node.
+
+use crate::backbone::Tensor;
+use crate::engine::onnx::{self, attribute_proto::AttributeType, tensor_shape_proto, type_proto};
+
+const FLOAT: i32 = onnx::tensor_proto::DataType::Float as i32;
+const INT64: i32 = onnx::tensor_proto::DataType::Int64 as i32;
+
+/// A graph in the making.
+#[derive(Default)]
+pub(super) struct Builder {
+    nodes: Vec<onnx::NodeProto>,
+    initializers: Vec<onnx::TensorProto>,
+    inputs: Vec<onnx::ValueInfoProto>,
+    outputs: Vec<onnx::ValueInfoProto>,
+    properties: Vec<onnx::StringStringEntryProto>,
+}
+
+impl Builder {
+    /// A constant; returns its name.
+    pub(super) fn constant(&mut self, name: &str, tensor: Tensor) -> String {
+        let raw_data = tensor.data.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.initializer(name, FLOAT, tensor.shape.iter().map(|&d| d as i64).collect(), raw_data)
+    }
+
+    fn integers(&mut self, name: &str, values: &[i64]) -> String {
+        let raw_data = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.initializer(name, INT64, vec![values.len() as i64], raw_data)
+    }
+
+    fn initializer(&mut self, name: &str, data_type: i32, dims: Vec<i64>, raw_data: Vec<u8>) -> String {
+        self.initializers.push(onnx::TensorProto {
+            name: name.into(),
+            data_type,
+            dims,
+            raw_data,
+            ..Default::default()
+        });
+        name.into()
+    }
+
+    /// A node without attributes; returns the name of its one output.
+    pub(super) fn node(&mut self, op: &str, name: &str, inputs: &[&str]) -> String {
+        self.node_with(op, name, inputs, vec![])
+    }
+
+    fn node_with(
+        &mut self,
+        op: &str,
+        name: &str,
+        inputs: &[&str],
+        attribute: Vec<onnx::AttributeProto>,
+    ) -> String {
+        self.nodes.push(onnx::NodeProto {
+            op_type: op.into(),
+            name: name.into(),
+            input: inputs.iter().map(ToString::to_string).collect(),
+            output: vec![name.into()],
+            attribute,
+            ..Default::default()
+        });
+        name.into()
+    }
+
+    pub(super) fn softmax(&mut self, name: &str, x: &str, axis: i64) -> String {
+        self.node_with("Softmax", name, &[x], vec![integer("axis", axis)])
+    }
+
+    pub(super) fn transpose(&mut self, name: &str, x: &str, order: &[i64]) -> String {
+        self.node_with("Transpose", name, &[x], vec![integers("perm", order)])
+    }
+
+    /// `shape` may hold one -1 (what is left) and 0 (as in `x`).
+    pub(super) fn reshape(&mut self, name: &str, x: &str, shape: &[i64]) -> String {
+        let shape = self.integers(&format!("{name}.shape"), shape);
+        self.node("Reshape", name, &[x, &shape])
+    }
+
+    /// Entries `start..end` of `axis`.
+    pub(super) fn slice(&mut self, name: &str, x: &str, axis: i64, start: usize, end: usize) -> String {
+        let mut part = |what: &str, value: i64| self.integers(&format!("{name}.{what}"), &[value]);
+        let (start, end, axis) = (part("start", start as i64), part("end", end as i64), part("axis", axis));
+        self.node("Slice", name, &[x, &start, &end, &axis])
+    }
+
+    /// `x` `[S, T, d]` with `before` zero rows in front of its second axis.
+    pub(super) fn pad_tokens(&mut self, name: &str, x: &str, before: usize) -> String {
+        let pads = self.integers(&format!("{name}.pads"), &[0, before as i64, 0, 0, 0, 0]);
+        self.node("Pad", name, &[x, &pads])
+    }
+
+    pub(super) fn mean(&mut self, name: &str, x: &str, axis: i64) -> String {
+        self.node_with("ReduceMean", name, &[x], vec![integers("axes", &[axis]), integer("keepdims", 0)])
+    }
+
+    /// Over the last axis, affine.
+    pub(super) fn layer_norm(
+        &mut self,
+        name: &str,
+        x: &str,
+        weight: Tensor,
+        bias: Tensor,
+        epsilon: f32,
+    ) -> String {
+        let weight = self.constant(&format!("{name}.weight"), weight);
+        let bias = self.constant(&format!("{name}.bias"), bias);
+        self.node_with(
+            "LayerNormalization",
+            name,
+            &[x, &weight, &bias],
+            vec![integer("axis", -1), float("epsilon", epsilon)],
+        )
+    }
+
+    /// `x weightᵀ + bias` with `weight` `[out, in]`.
+    pub(super) fn linear(&mut self, name: &str, x: &str, weight: &Tensor, bias: Tensor) -> String {
+        let weight = self.constant(&format!("{name}.weight"), transposed(weight));
+        let product = self.node("MatMul", &format!("{name}.product"), &[x, &weight]);
+        let bias = self.constant(&format!("{name}.bias"), bias);
+        self.node("Add", name, &[&product, &bias])
+    }
+
+    /// Convolution with stride = kernel size, no padding.
+    pub(super) fn patch_convolution(&mut self, name: &str, x: &str, weight: Tensor, bias: Tensor) -> String {
+        let p = weight.shape[2] as i64;
+        let weight = self.constant(&format!("{name}.weight"), weight);
+        let bias = self.constant(&format!("{name}.bias"), bias);
+        let attributes = vec![integers("kernel_shape", &[p, p]), integers("strides", &[p, p])];
+        self.node_with("Conv", name, &[x, &weight, &bias], attributes)
+    }
+
+    /// A scalar constant.
+    pub(super) fn scalar(&mut self, name: &str, value: f32) -> String {
+        self.constant(name, Tensor { shape: vec![], data: vec![value] })
+    }
+
+    /// Gives the output of the newest node of that name another name.
+    pub(super) fn rename(&mut self, from: &str, to: &str) {
+        for node in &mut self.nodes {
+            let names = node.input.iter_mut().chain(&mut node.output).chain(std::iter::once(&mut node.name));
+            for name in names.filter(|n| *n == from) {
+                to.clone_into(name);
+            }
+        }
+    }
+
+    /// A graph input; `None` is the symbolic number of slices.
+    pub(super) fn input(&mut self, name: &str, shape: &[Option<usize>]) {
+        self.inputs.push(value(name, shape));
+    }
+
+    /// A graph output.
+    pub(super) fn output(&mut self, name: &str, shape: &[Option<usize>]) {
+        self.outputs.push(value(name, shape));
+    }
+
+    /// A metadata property.
+    pub(super) fn property(&mut self, key: &str, value: &str) {
+        self.properties.push(onnx::StringStringEntryProto { key: key.into(), value: value.into() });
+    }
+
+    /// The bytes of the ONNX file.
+    pub(super) fn finish(self, name: &str) -> Vec<u8> {
+        let graph = onnx::GraphProto {
+            name: name.into(),
+            node: self.nodes,
+            initializer: self.initializers,
+            input: self.inputs,
+            output: self.outputs,
+            ..Default::default()
+        };
+        onnx::encode(&onnx::ModelProto {
+            ir_version: 8,
+            producer_name: "scanside".into(),
+            opset_import: vec![onnx::OperatorSetIdProto { domain: String::new(), version: 17 }],
+            graph: Some(graph),
+            metadata_props: self.properties,
+            ..Default::default()
+        })
+    }
+}
+
+/// `[m, n]` to `[n, m]`.
+pub(super) fn transposed(tensor: &Tensor) -> Tensor {
+    let [m, n] = tensor.shape[..] else { return tensor.clone() };
+    let mut data = Vec::with_capacity(m * n);
+    for j in 0..n {
+        data.extend((0..m).map(|i| tensor.data[i * n + j]));
+    }
+    Tensor::new([n, m], data)
+}
+
+fn integer(name: &str, i: i64) -> onnx::AttributeProto {
+    onnx::AttributeProto { name: name.into(), i, r#type: AttributeType::Int as i32, ..Default::default() }
+}
+
+fn integers(name: &str, ints: &[i64]) -> onnx::AttributeProto {
+    onnx::AttributeProto {
+        name: name.into(),
+        ints: ints.into(),
+        r#type: AttributeType::Ints as i32,
+        ..Default::default()
+    }
+}
+
+fn float(name: &str, f: f32) -> onnx::AttributeProto {
+    onnx::AttributeProto { name: name.into(), f, r#type: AttributeType::Float as i32, ..Default::default() }
+}
+
+fn value(name: &str, shape: &[Option<usize>]) -> onnx::ValueInfoProto {
+    let dim = |d: &Option<usize>| tensor_shape_proto::Dimension {
+        value: Some(match d {
+            Some(n) => tensor_shape_proto::dimension::Value::DimValue(*n as i64),
+            None => tensor_shape_proto::dimension::Value::DimParam("S".into()),
+        }),
+        ..Default::default()
+    };
+    let tensor = type_proto::Tensor {
+        elem_type: FLOAT,
+        shape: Some(onnx::TensorShapeProto { dim: shape.iter().map(dim).collect() }),
+    };
+    let r#type = onnx::TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() };
+    onnx::ValueInfoProto { name: name.into(), r#type: Some(r#type), ..Default::default() }
+}

@@ -1,0 +1,219 @@
+//! Task plugins: read, write, check, and merge into a backbone.
+//!
+//! A plugin is one deterministic file, a plain tar that `tar tf` lists:
+//!
+//! | member | content |
+//! | --- | --- |
+//! | `manifest.json` | [`Manifest`] |
+//! | `content.safetensors` | factors, query and head, f32 |
+//! | `golden.safetensors` | synthetic input volumes `[nz, ny, nx]`, one a golden case |
+//! | `card.md` | model card |
+//! | `SHA256SUMS` | digests of the four, as `sha256sum -c` reads them |
+//!
+//! The same plugin always gives the same bytes, and reading refuses a file that is not byte for byte what writing
+//! would give, so no flipped bit goes unnoticed. Who wrote it is a matter for signatures, not for the format.
+//!
+//! Content tensors (`r` rank, `d` width, `p` patch, `C` labels): `lora.patch.A` `[r, 3, p, p]`, `lora.patch.B` `[d, r]`;
+//! `lora.blocks.N.qkv.A` `[r, d]`, `.B` `[3 d, r]` (fused) or `lora.blocks.N.{q,k,v}.A` `[r, d]`, `.B` `[d, r]` (separate);
+//! `lora.blocks.N.o.{A,B}`; `query` `[d]`; `head.weight` `[C, d]`; `head.bias` `[C]`.
+
+mod file;
+mod merge;
+
+use std::path::{Path, PathBuf};
+
+use firmware_config::{LoraSpec, Manifest, Recipe};
+
+use crate::Error;
+use crate::backbone::{Arch, Backbone, Tensors};
+use crate::graph::{GraphMeta, task_graph};
+use crate::tensor::{TensorError, safetensors_bytes, sha256};
+
+pub use merge::{expected_content, merge};
+
+/// A task plugin.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plugin {
+    /// What it says of itself.
+    pub manifest: Manifest,
+    /// Factors, query and head; see the module's docs for names and shapes.
+    pub content: Tensors,
+    /// Input volumes of the golden cases by name, `[nz, ny, nx]`.
+    pub golden: Tensors,
+    /// Model card, Markdown.
+    pub card: String,
+}
+
+/// Why a plugin could not be read, written or merged.
+#[derive(Debug, thiserror::Error)]
+pub enum PluginError {
+    /// The file could not be read or written.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The plugin file.
+        path: PathBuf,
+        /// What happened.
+        source: std::io::Error,
+    },
+    /// The file is no plugin, or was damaged.
+    #[error("{path} is not a sound task plugin ({detail}); fetch it again", path = path.display())]
+    Malformed {
+        /// The plugin file.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The manifest states something that cannot be.
+    #[error("{path}: in its manifest {invalid}; the plugin was written by a faulty or newer tool", path = path.display())]
+    Manifest {
+        /// The plugin file.
+        path: PathBuf,
+        /// The field.
+        invalid: firmware_config::Invalid,
+    },
+    /// The backbone at hand is another one than the plugin was fitted on.
+    #[error(
+        "the plugin was fitted on {name} with SHA-256 {expected}, but this backbone has {found}; give that file"
+    )]
+    Backbone {
+        /// The backbone that it wants.
+        name: String,
+        /// Its digest.
+        expected: String,
+        /// The digest of the one at hand.
+        found: String,
+    },
+    /// A content tensor is missing, superfluous or misshapen for the backbone.
+    #[error("the plugin's tensor {name} is {found}, expected {expected} for this backbone; export it again")]
+    Content {
+        /// The tensor.
+        name: String,
+        /// Its shape, or `missing`.
+        found: String,
+        /// The shape that the backbone implies, or `nothing of that name`.
+        expected: String,
+    },
+    /// The graph at hand or just merged is not the one that the manifest names.
+    #[error(
+        "the task graph has SHA-256 {found}, but the plugin names {expected}; take the graph exported with this plugin, or merge it again"
+    )]
+    Graph {
+        /// The digest that the manifest names.
+        expected: String,
+        /// The digest of the graph.
+        found: String,
+    },
+}
+
+impl PluginError {
+    /// Whether the user's file or flag is at fault, not the machine.
+    pub fn is_bad_input(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            _ => true,
+        }
+    }
+}
+
+/// SHA-256 of a plugin's canonical content: the bytes of `content.safetensors`, then LoRA scaling and recipe as JSON, a
+/// line each. The manifest is not in it, because the manifest names the graph, which names this.
+pub fn content_sha256(content: &Tensors, lora: &LoraSpec, recipe: &Recipe) -> String {
+    let mut bytes = safetensors_bytes(content, None);
+    for json in [serde_json::to_vec(lora), serde_json::to_vec(recipe)] {
+        bytes.extend(json.expect("plain data serialises"));
+        bytes.push(b'\n');
+    }
+    sha256(&bytes)
+}
+
+impl Plugin {
+    /// Reads and checks a plugin file; returns it with the file's SHA-256.
+    pub fn read(path: &Path) -> Result<(Self, String), PluginError> {
+        file::read(path)
+    }
+
+    /// Writes the plugin file atomically; returns its SHA-256.
+    pub fn write(&self, path: &Path) -> Result<String, PluginError> {
+        let bytes = file::encode(self);
+        crate::files::write_atomically(path, &bytes)
+            .map_err(|source| PluginError::Io { path: path.into(), source })?;
+        Ok(sha256(&bytes))
+    }
+
+    /// Builds the task graph from the plugin and its backbone, and checks that it is the one that the manifest names.
+    pub fn graph(&self, backbone: Backbone) -> Result<Vec<u8>, Error> {
+        let wanted = &self.manifest.backbone;
+        if backbone.sha256 != wanted.sha256 {
+            let (name, expected) = (wanted.name.clone(), wanted.sha256.clone());
+            return Err(PluginError::Backbone { name, expected, found: backbone.sha256 }.into());
+        }
+        let graph = build_graph(backbone, &self.manifest, &self.content)?;
+        self.check_graph(&sha256(&graph))?;
+        Ok(graph)
+    }
+
+    /// Checks that a graph is the one that the manifest names.
+    pub fn check_graph(&self, found: &str) -> Result<(), PluginError> {
+        let expected = self.manifest.graph_sha256.clone();
+        if found == expected { Ok(()) } else { Err(PluginError::Graph { expected, found: found.into() }) }
+    }
+}
+
+/// The task graph of `manifest` and `content` on `backbone`, before the manifest can know its hash: what an exporter
+/// calls, and [`Plugin::graph`] after it. Of the manifest it uses task, backbone.blocks, lora, recipe and content_sha256.
+pub fn build_graph(mut backbone: Backbone, manifest: &Manifest, content: &Tensors) -> Result<Vec<u8>, Error> {
+    if let Some(blocks) = manifest.backbone.blocks {
+        backbone.truncate(blocks)?;
+    }
+    merge(&mut backbone, content, &manifest.lora)?;
+    let meta = GraphMeta {
+        task: manifest.task.name.clone(),
+        version: manifest.task.version.clone(),
+        content_sha256: manifest.content_sha256.clone(),
+    };
+    Ok(task_graph(backbone, content, manifest.recipe.size, &meta)?)
+}
+
+/// Number of trainable parameters of a plugin on a backbone of this shape.
+pub fn parameters(arch: &Arch, lora: &LoraSpec, labels: usize) -> usize {
+    expected_content(arch, lora, labels).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+}
+
+fn tensor_error(error: TensorError, path: &Path) -> PluginError {
+    PluginError::Malformed { path: path.into(), detail: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backbone::{Family, Mlp, PositionResize};
+    use firmware_config::AttentionLora::{Fused, Separate};
+
+    fn arch(dim: usize, depth: usize, patch: usize) -> Arch {
+        Arch {
+            family: Family::Dinov2,
+            dim,
+            depth,
+            heads: dim / 64,
+            patch,
+            native_grid: 37,
+            registers: 0,
+            mlp: Mlp::Gelu { hidden: 4 * dim },
+            norm_eps: 1e-6,
+            resize: PositionResize::Bicubic,
+        }
+    }
+
+    #[test]
+    fn parameter_counts_are_the_papers() {
+        let count = |arch: Arch, attention, labels| {
+            parameters(&arch, &LoraSpec { rank: 8, alpha: 16.0, attention }, labels)
+        };
+        assert_eq!(count(arch(384, 12, 14), Fused, 1), 229_729);
+        assert_eq!(count(arch(384, 12, 16), Fused, 1), 231_169);
+        assert_eq!(count(arch(768, 12, 16), Fused, 1), 456_193);
+        assert_eq!(count(arch(768, 12, 14), Fused, 18), 467_826);
+        assert_eq!(count(arch(1024, 24, 16), Fused, 1), 1_196_033);
+        assert_eq!(count(arch(1024, 24, 16), Separate, 1), 1_589_249);
+    }
+}

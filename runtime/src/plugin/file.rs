@@ -1,0 +1,116 @@
+//! The plugin file: a tar of fixed members in a fixed order with fixed headers.
+
+use std::io::Read;
+use std::path::Path;
+
+use super::{Plugin, PluginError, content_sha256, tensor_error};
+use crate::tensor::{parse_safetensors, safetensors_bytes, sha256};
+
+const MANIFEST: &str = "manifest.json";
+const CONTENT: &str = "content.safetensors";
+const GOLDEN: &str = "golden.safetensors";
+const CARD: &str = "card.md";
+const SUMS: &str = "SHA256SUMS";
+
+/// Larger than any plugin: rank 64 on ViT-g has 60 MB of factors.
+const MOST_BYTES: u64 = 256 << 20;
+
+/// The bytes of the plugin file.
+pub(super) fn encode(plugin: &Plugin) -> Vec<u8> {
+    let mut manifest = serde_json::to_vec_pretty(&plugin.manifest).expect("plain data serialises");
+    manifest.push(b'\n');
+    let mut members = vec![
+        (MANIFEST, manifest),
+        (CONTENT, safetensors_bytes(&plugin.content, None)),
+        (GOLDEN, safetensors_bytes(&plugin.golden, None)),
+        (CARD, plugin.card.clone().into_bytes()),
+    ];
+    let sums: String = members.iter().map(|(name, bytes)| format!("{}  {name}\n", sha256(bytes))).collect();
+    members.push((SUMS, sums.into_bytes()));
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, bytes) in members {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        header.set_mtime(0);
+        tar.append_data(&mut header, name, bytes.as_slice()).expect("writing to memory cannot fail");
+    }
+    tar.into_inner().expect("writing to memory cannot fail")
+}
+
+/// Reads and checks a plugin file; returns it with the file's SHA-256.
+pub(super) fn read(path: &Path) -> Result<(Plugin, String), PluginError> {
+    let io = |source| PluginError::Io { path: path.into(), source };
+    let malformed = |detail: String| PluginError::Malformed { path: path.into(), detail };
+    let length = std::fs::metadata(path).map_err(io)?.len();
+    if length > MOST_BYTES {
+        return Err(malformed(format!("{length} bytes, expected at most {MOST_BYTES}")));
+    }
+    let bytes = std::fs::read(path).map_err(io)?;
+
+    let mut members = Vec::new();
+    let mut archive = tar::Archive::new(bytes.as_slice());
+    for (entry, expected) in
+        archive.entries().map_err(|e| malformed(e.to_string()))?.zip([MANIFEST, CONTENT, GOLDEN, CARD, SUMS])
+    {
+        let mut entry = entry.map_err(|e| malformed(e.to_string()))?;
+        let name = entry.path_bytes().into_owned();
+        if name != expected.as_bytes() {
+            return Err(malformed(format!(
+                "member {} where {expected} belongs",
+                String::from_utf8_lossy(&name)
+            )));
+        }
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content).map_err(|e| malformed(format!("{expected}: {e}")))?;
+        members.push(content);
+    }
+    let [manifest, content, golden, card, _] = members.as_slice() else {
+        return Err(malformed(format!("it ends after {} of 5 members", members.len())));
+    };
+    let manifest: firmware_config::Manifest =
+        serde_json::from_slice(manifest).map_err(|e| malformed(format!("{MANIFEST}: {e}")))?;
+    manifest.validate().map_err(|invalid| PluginError::Manifest { path: path.into(), invalid })?;
+    let tensors =
+        |bytes: &[u8]| parse_safetensors(bytes, path).map(|f| f.tensors).map_err(|e| tensor_error(e, path));
+    let plugin = Plugin {
+        content: tensors(content)?,
+        golden: tensors(golden)?,
+        card: String::from_utf8(card.clone()).map_err(|_| malformed(format!("{CARD} is not UTF-8")))?,
+        manifest,
+    };
+    // Writing is deterministic, so this finds every flipped bit, in headers, padding and digests too.
+    if encode(&plugin) != bytes {
+        return Err(malformed("its bytes do not match its checksums".into()));
+    }
+    check(&plugin).map_err(malformed)?;
+    Ok((plugin, sha256(&bytes)))
+}
+
+/// What ties manifest and content together.
+fn check(plugin: &Plugin) -> Result<(), String> {
+    let manifest = &plugin.manifest;
+    let content = content_sha256(&plugin.content, &manifest.lora, &manifest.recipe);
+    if content != manifest.content_sha256 {
+        return Err(format!(
+            "the content has SHA-256 {content}, the manifest names {}",
+            manifest.content_sha256
+        ));
+    }
+    let labels = plugin.content.get("head.weight").and_then(|t| t.shape.first().copied());
+    if labels != Some(manifest.labels.len()) {
+        return Err(format!("{} labels for a head of {labels:?} rows", manifest.labels.len()));
+    }
+    let parameters: usize = plugin.content.values().map(|t| t.data.len()).sum();
+    if parameters != manifest.parameters {
+        return Err(format!("{parameters} parameters, the manifest says {}", manifest.parameters));
+    }
+    if plugin.content.values().flat_map(|t| &t.data).any(|x| !x.is_finite()) {
+        return Err("a factor is not a finite number".into());
+    }
+    match manifest.golden.iter().find(|case| plugin.golden.get(&case.name).is_none_or(|t| t.shape.len() != 3))
+    {
+        Some(case) => Err(format!("golden case {} has no volume", case.name)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,114 @@
+//! Factors into weights: `W' = W + (alpha / r) B A`.
+
+use firmware_config::{AttentionLora, LoraSpec};
+
+use super::PluginError;
+use crate::backbone::{Arch, Backbone, Tensor, Tensors};
+
+/// Names and shapes of a plugin's content on a backbone of this shape, sorted by name.
+pub fn expected_content(arch: &Arch, lora: &LoraSpec, labels: usize) -> Vec<(String, Vec<usize>)> {
+    let (d, r, p) = (arch.dim, lora.rank, arch.patch);
+    let mut all = vec![
+        ("lora.patch.A".into(), vec![r, 3, p, p]),
+        ("lora.patch.B".into(), vec![d, r]),
+        ("query".into(), vec![d]),
+        ("head.weight".into(), vec![labels, d]),
+        ("head.bias".into(), vec![labels]),
+    ];
+    let projections: &[(&str, usize)] = match lora.attention {
+        AttentionLora::Fused => &[("qkv", 3), ("o", 1)],
+        AttentionLora::Separate => &[("q", 1), ("k", 1), ("v", 1), ("o", 1)],
+    };
+    for n in 0..arch.depth {
+        for (name, parts) in projections {
+            all.push((format!("lora.blocks.{n}.{name}.A"), vec![r, d]));
+            all.push((format!("lora.blocks.{n}.{name}.B"), vec![parts * d, r]));
+        }
+    }
+    all.sort();
+    all
+}
+
+/// Merges the factors of `content` into the backbone's weights, after checking every name and shape.
+///
+/// Plain f32 in a fixed order (sum over the rank in order, then scale, then add), so that every machine gets the
+/// same bits; rustc neither contracts to fused multiply-add nor reorders sums.
+pub fn merge(backbone: &mut Backbone, content: &Tensors, lora: &LoraSpec) -> Result<(), PluginError> {
+    let labels = content.get("head.weight").and_then(|t| t.shape.first().copied()).unwrap_or(0);
+    check(&backbone.arch, content, lora, labels)?;
+    let scale = lora.scale();
+    let mut adapt = |weight: &str, factors: &str, rows: std::ops::Range<usize>| {
+        let (a, b) = (&content[&format!("lora.{factors}.A")], &content[&format!("lora.{factors}.B")]);
+        if let Some(weight) = backbone.tensors.get_mut(weight) {
+            add_product(weight, a, b, rows, scale);
+        }
+    };
+    let d = backbone.arch.dim;
+    adapt("patch.weight", "patch", 0..d);
+    for n in 0..backbone.arch.depth {
+        for (k, part) in ["q", "k", "v"].into_iter().enumerate() {
+            let weight = format!("blocks.{n}.{part}.weight");
+            match lora.attention {
+                AttentionLora::Fused => adapt(&weight, &format!("blocks.{n}.qkv"), k * d..(k + 1) * d),
+                AttentionLora::Separate => adapt(&weight, &format!("blocks.{n}.{part}"), 0..d),
+            }
+        }
+        adapt(&format!("blocks.{n}.o.weight"), &format!("blocks.{n}.o"), 0..d);
+    }
+    Ok(())
+}
+
+fn check(arch: &Arch, content: &Tensors, lora: &LoraSpec, labels: usize) -> Result<(), PluginError> {
+    let expected = expected_content(arch, lora, labels.max(1));
+    for (name, shape) in &expected {
+        let found = content.get(name).map(|t| &t.shape);
+        if found != Some(shape) {
+            return Err(PluginError::Content {
+                name: name.clone(),
+                found: found.map_or_else(|| "missing".into(), |s| format!("{s:?}")),
+                expected: format!("{shape:?}"),
+            });
+        }
+    }
+    match content.iter().find(|(name, _)| expected.binary_search_by(|(e, _)| e.cmp(name)).is_err()) {
+        Some((name, tensor)) => Err(PluginError::Content {
+            name: name.clone(),
+            found: format!("{:?}", tensor.shape),
+            expected: "nothing of that name".into(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// `weight += scale * b[rows] a`, where `weight` `[rows, …]` and `a` `[r, …]` have the same trailing size, `b` is `[_, r]`.
+fn add_product(weight: &mut Tensor, a: &Tensor, b: &Tensor, rows: std::ops::Range<usize>, scale: f32) {
+    let rank = a.shape[0];
+    let width = a.data.len() / rank;
+    let mut sum = vec![0.0f32; width];
+    let targets = weight.data.chunks_exact_mut(width);
+    for (target, b) in targets.zip(b.data.chunks_exact(rank).skip(rows.start).take(rows.len())) {
+        sum.fill(0.0);
+        for (factor, a) in b.iter().zip(a.data.chunks_exact(width)) {
+            for (s, x) in sum.iter_mut().zip(a) {
+                *s += factor * x;
+            }
+        }
+        for (w, s) in target.iter_mut().zip(&sum) {
+            *w += scale * s;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_product_of_the_factors_is_added() {
+        let mut weight = Tensor::new([2, 3], vec![1.0; 6]);
+        let a = Tensor::new([2, 3], vec![1.0, 2.0, 3.0, 10.0, 20.0, 30.0]);
+        let b = Tensor::new([4, 2], vec![9.0, 9.0, 9.0, 9.0, 1.0, 0.0, 0.5, 1.0]);
+        add_product(&mut weight, &a, &b, 2..4, 2.0);
+        assert_eq!(weight.data, [3.0, 5.0, 7.0, 22.0, 43.0, 64.0]);
+    }
+}
