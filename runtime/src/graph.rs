@@ -83,23 +83,8 @@ pub fn task_graph(
     b.rename(&encoded.cls, "slice_embeddings");
     b.rename(&encoded.cls_attention, CLS_ATTENTION);
 
-    // Eq. of the paper: a = softmax(H q / sqrt(d)), v = aᵀ H; then the linear head.
-    let scale = 1.0 / (d as f32).sqrt();
-    let query = content["query"].data.iter().map(|q| q * scale).collect();
-    let query = b.constant("query", Tensor::new([d, 1], query));
-    let scores = b.node("MatMul", "pool.scores", &["slice_embeddings", &query]);
-    let weights = b.softmax("pool.weights", &scores, 0);
-    let row = b.transpose("pool.row", &weights, &[1, 0]);
-    let pooled = b.node("MatMul", "pool.pooled", &[&row, "slice_embeddings"]);
-    let head = &content["head.weight"];
-    let classes = head.shape[0];
-    let weight = b.constant("head.weight", builder::transposed(head));
-    let logits = b.node("MatMul", "head.product", &[&pooled, &weight]);
-    let bias = b.constant("head.bias", content["head.bias"].clone());
-    let logits = b.node("Add", "head.sum", &[&logits, &bias]);
-    b.reshape("logits", &logits, &[classes as i64]);
-    b.reshape("slice_weights", &weights, &[-1]);
-    let heat = b.node("Mul", "pool.heat", &[CLS_ATTENTION, &weights]);
+    let classes = pool(&mut b, content, d);
+    let heat = b.node("Mul", "pool.heat", &[CLS_ATTENTION, WEIGHTS]);
     b.reshape("heatmap", &heat, &[-1, gh as i64, gw as i64]);
 
     b.input("slices", &[None, Some(3), Some(size[0]), Some(size[1])]);
@@ -113,6 +98,40 @@ pub fn task_graph(
     b.property("scanside.content_sha256", &meta.content_sha256);
     b.property(GRID_PROPERTY, &format!("{gh},{gw}"));
     Ok(b.finish("scanside-task"))
+}
+
+/// Name of the slice weights as `[S, 1]`.
+const WEIGHTS: &str = "pool.weights";
+
+/// Attention pooling and head on `slice_embeddings` `[S, d]`: writes `logits` and `slice_weights`, returns the number of
+/// logits. Eq. of the paper: `a = softmax(H q / sqrt(d))`, `v = aᵀ H`; then one linear layer.
+fn pool(b: &mut Builder, content: &Tensors, d: usize) -> usize {
+    let scale = 1.0 / (d as f32).sqrt();
+    let query = content["query"].data.iter().map(|q| q * scale).collect();
+    let query = b.constant("query", Tensor::new([d, 1], query));
+    let scores = b.node("MatMul", "pool.scores", &["slice_embeddings", &query]);
+    let weights = b.softmax(WEIGHTS, &scores, 0);
+    let row = b.transpose("pool.row", &weights, &[1, 0]);
+    let pooled = b.node("MatMul", "pool.pooled", &[&row, "slice_embeddings"]);
+    let head = &content["head.weight"];
+    let classes = head.shape[0];
+    let weight = b.constant("head.weight", builder::transposed(head));
+    let logits = b.node("MatMul", "head.product", &[&pooled, &weight]);
+    let bias = b.constant("head.bias", content["head.bias"].clone());
+    let logits = b.node("Add", "head.sum", &[&logits, &bias]);
+    b.reshape("logits", &logits, &[classes as i64]);
+    b.reshape("slice_weights", &weights, &[-1]);
+    classes
+}
+
+/// Pooling and head alone: `slice_embeddings` `[S, d]` → `logits` `[C]`, `slice_weights` `[S]`.
+pub fn pooling_graph(content: &Tensors, d: usize) -> Vec<u8> {
+    let mut b = Builder::default();
+    let classes = pool(&mut b, content, d);
+    b.input("slice_embeddings", &[None, Some(d)]);
+    b.output("logits", &[Some(classes)]);
+    b.output("slice_weights", &[None]);
+    b.finish("scanside-pooling")
 }
 
 /// The bare backbone: `slices` → `cls` `[S, d]`, `patch` `[S, N, d]` (both after the final norm, registers removed) and
