@@ -1,1 +1,2 @@
 //! Support for the integration tests and the demo.
+pub mod reference;

@@ -51,5 +51,9 @@ pub fn tensors(path: &Path) -> Tensors {
 pub fn difference(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.data.len(), b.data.len(), "{:?} against {:?}", a.shape, b.shape);
     assert!(!a.data.is_empty());
-    a.data.iter().zip(&b.data).map(|(x, y)| (x - y).abs()).fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
+    a.data
+        .iter()
+        .zip(&b.data)
+        .map(|(x, y)| (x - y).abs())
+        .fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
 }

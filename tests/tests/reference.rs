@@ -35,7 +35,9 @@ fn every_dinov2_case_matches() {
 fn other_families_are_refused_by_name() {
     for family in ["vit", "siglip", "dinov3", "davit"] {
         let root = tests::reference::roots().pop().unwrap();
-        for case in [root.join("backbones")].iter().filter_map(|d| std::fs::read_dir(d).ok()).flatten().flatten() {
+        for case in
+            [root.join("backbones")].iter().filter_map(|d| std::fs::read_dir(d).ok()).flatten().flatten()
+        {
             if case.file_name().to_string_lossy().starts_with(family) {
                 let error = Backbone::open(&case.path().join("weights.safetensors")).unwrap_err();
                 assert!(error.is_bad_input() && error.to_string().contains("DINOv2"), "{error}");
@@ -94,7 +96,8 @@ fn merged_lora_matches_peft() {
 
 /// Pools `h` with query `q` and applies `w`, `b`.
 fn pool(h: &Tensor, q: &Tensor, w: &Tensor, b: &Tensor) -> Tensors {
-    let content = [("query", q), ("head.weight", w), ("head.bias", b)].map(|(n, t)| (n.to_owned(), t.clone())).into();
+    let content =
+        [("query", q), ("head.weight", w), ("head.bias", b)].map(|(n, t)| (n.to_owned(), t.clone())).into();
     run_graph(pooling_graph(&content, q.shape[0]), h).unwrap()
 }
 
@@ -123,7 +126,8 @@ fn pooling_of_views_matches() {
     for case in cases("pooling", "multiview") {
         let t = tensors(&case);
         let d = t["q_task"].shape[0];
-        let identity = Tensor::new([d, d], (0..d * d).map(|i| if i % (d + 1) == 0 { 1.0 } else { 0.0 }).collect());
+        let identity =
+            Tensor::new([d, d], (0..d * d).map(|i| if i % (d + 1) == 0 { 1.0 } else { 0.0 }).collect());
         let zero = Tensor::new([d], vec![0.0; d]);
         let views: Vec<f32> = (0..3)
             .flat_map(|i| {
