@@ -52,9 +52,7 @@ pub fn run_chore(options: &Options) -> Result<()> {
         python = peers::ensure()?;
         Ok(())
     })?;
-    step("Build", || {
-        run(cargo().args(["build", "--release", "--package", "runtime", "--example", "bench_worker"]))
-    })?;
+    step("Build", || run(cargo().args(["build", "--workspace", "--release", "--example", "bench_worker"])))?;
     let worker = workspace::target().join("release/examples/bench_worker");
     let graph = match &options.graph {
         Some(graph) => {

@@ -10,19 +10,8 @@ use crate::workspace::{self, cargo, run, step};
 /// Fetches and builds what the demo needs, then runs it.
 pub fn run_chore() -> Result<()> {
     step("Assets", || assets::ensure(&[Group::Libtorch, Group::Demo]))?;
-    step("Build", || {
-        run(cargo().args([
-            "build",
-            "--release",
-            "--package",
-            "runtime",
-            "--package",
-            "trainer",
-            "--package",
-            "tests",
-            "--bins",
-        ]))
-    })?;
+    // The whole workspace, as the tests do: cargo picks features by what is built together, and would compile tract once more.
+    step("Build", || run(cargo().args(["build", "--workspace", "--release", "--bins"])))?;
     let target = workspace::target();
     let binaries = target.join("release");
     println!();

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::assets::{self, Group};
 use crate::workspace::{cargo, run, seconds, step};
-use crate::{cross, system};
+use crate::{cross, peers, system};
 
 /// Runs every test; `long` adds those that take minutes.
 pub fn run_chore(long: bool) -> Result<()> {
@@ -25,6 +25,7 @@ pub fn run_chore(long: bool) -> Result<()> {
         Ok(())
     };
     timed("Assets", &|| assets::ensure(&groups))?;
+    timed("onnxruntime, to compare with", &|| peers::ensure().map(|_| ()))?;
     timed("System packages", &|| system::ensure(system::FOR_TESTS))?;
     timed("Format", &|| cargo_step(&["fmt", "--all", "--check"]))?;
     timed("Clippy", &|| {
