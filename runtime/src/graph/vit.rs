@@ -38,7 +38,8 @@ pub(super) fn encode(
     let mut take = Take(&mut backbone.tensors);
 
     // Patches become tokens; CLS and registers are zero rows until the table is added.
-    let conv = b.patch_convolution("patch_embedding", "slices", take.get("patch.weight"), take.get("patch.bias"));
+    let conv =
+        b.patch_convolution("patch_embedding", "slices", take.get("patch.weight"), take.get("patch.bias"));
     let flat = b.reshape("patch_embedding.flat", &conv, &[0, d as i64, patches as i64]);
     let tokens = b.transpose("patch_embedding.tokens", &flat, &[0, 2, 1]);
     let padded = b.pad_tokens("tokens.padded", &tokens, before);

