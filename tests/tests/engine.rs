@@ -1,0 +1,111 @@
+//! The engine against the whole graph, on a tiny backbone.
+
+use std::path::Path;
+
+use runtime::backbone::Backbone;
+use runtime::engine::{Engine, EngineError, Output, run_graph};
+use runtime::graph::{GraphMeta, task_graph};
+use runtime::tensor::{Tensor, Tensors};
+use tests::reference::{difference, tensors};
+
+const CASE: &str = "fixtures/reference/backbones/dinov2reg4_timm_42x56";
+const SIZE: [usize; 2] = [42, 56];
+const SLICE: usize = 3 * SIZE[0] * SIZE[1];
+
+/// A task graph with a query and a two-label head of fixed values, no adaptation.
+fn graph() -> Vec<u8> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(CASE);
+    let backbone = Backbone::open(&folder.join("weights.safetensors")).unwrap();
+    let d = backbone.arch.dim;
+    let wave = |n: usize, f: f32| (0..n).map(|i| (i as f32 * f).sin()).collect::<Vec<_>>();
+    let content = Tensors::from([
+        ("query".into(), Tensor::new([d], wave(d, 1.3))),
+        ("head.weight".into(), Tensor::new([2, d], wave(2 * d, 0.7))),
+        ("head.bias".into(), Tensor::new([2], vec![0.25, -0.5])),
+    ]);
+    let meta = GraphMeta { task: "tiny".into(), version: "1.0.0".into(), content_sha256: "0".repeat(64) };
+    task_graph(backbone, &content, SIZE, &meta).unwrap()
+}
+
+/// Seven different slices, `[7, 3, H, W]`.
+fn slices() -> Tensor {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(CASE);
+    let input = tensors(&folder.join("case.safetensors"))["input"].clone();
+    let data = (0..7).flat_map(|s| {
+        let (from, gain) = (&input.data[(s % 2) * SLICE..][..SLICE], 1.0 - 0.1 * s as f32);
+        from.iter().map(move |x| x * gain).collect::<Vec<_>>()
+    });
+    Tensor::new([7, 3, SIZE[0], SIZE[1]], data.collect())
+}
+
+fn run(engine: &Engine, slices: &Tensor, order: &[usize]) -> Output {
+    engine.run(order.len(), &|s, out| out.copy_from_slice(&slices.data[order[s] * SLICE..][..SLICE])).unwrap()
+}
+
+const STORED: [usize; 7] = [0, 1, 2, 3, 4, 5, 6];
+
+#[test]
+fn cut_halves_equal_the_whole_graph() {
+    let (graph, slices) = (graph(), slices());
+    let whole = run_graph(graph.clone(), &slices).unwrap();
+    let engine = Engine::load(graph, 2).unwrap();
+    assert_eq!((engine.size(), engine.grid(), engine.dim(), engine.classes()), (SIZE, [3, 4], 48, 2));
+    let found = run(&engine, &slices, &STORED);
+    for (name, values) in [
+        ("logits", &found.logits),
+        ("slice_weights", &found.slice_weights),
+        ("heatmap", &found.heatmap),
+        ("slice_embeddings", &found.embeddings),
+    ] {
+        let difference = difference(&whole[name], &Tensor::new([values.len()], values.clone()));
+        assert!(difference <= 1e-5, "{name} differs by {difference:e}");
+    }
+    assert!((found.slice_weights.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+    assert!(
+        found.slice_weights.iter().any(|w| (w - 1.0 / 7.0).abs() > 1e-3),
+        "the query prefers some slices"
+    );
+}
+
+#[test]
+fn neither_threads_nor_streaming_change_a_bit() {
+    let (engine, slices) = (Engine::load(graph(), 1).unwrap(), slices());
+    let alone = run(&engine, &slices, &STORED);
+    assert_eq!(run(&Engine::load(graph(), 3).unwrap(), &slices, &STORED), alone);
+
+    // Slices that come in another order, one at a time, put at their places.
+    let (mut embeddings, mut attention) = (vec![0.0; 7 * 48], vec![0.0; 7 * 12]);
+    let mut encoder = engine.encoder().unwrap();
+    for s in [3, 6, 0, 5, 1, 4, 2] {
+        let encoded = encoder.encode(|out| out.copy_from_slice(&slices.data[s * SLICE..][..SLICE])).unwrap();
+        embeddings[s * 48..][..48].copy_from_slice(&encoded.embedding);
+        attention[s * 12..][..12].copy_from_slice(&encoded.attention);
+    }
+    assert_eq!(engine.pool(embeddings, &attention).unwrap(), alone);
+}
+
+#[test]
+fn slice_order_does_not_change_the_result() {
+    let (engine, slices) = (Engine::load(graph(), 2).unwrap(), slices());
+    let stored = run(&engine, &slices, &STORED);
+    let order = [4, 2, 6, 0, 3, 1, 5];
+    let shuffled = run(&engine, &slices, &order);
+    for (a, b) in stored.logits.iter().zip(&shuffled.logits) {
+        assert!((a - b).abs() <= 1e-5, "{a} and {b}");
+    }
+    for (at, s) in order.into_iter().enumerate() {
+        assert!((shuffled.slice_weights[at] - stored.slice_weights[s]).abs() <= 1e-6);
+    }
+}
+
+#[test]
+fn unusable_graphs_and_empty_volumes_are_refused() {
+    let engine = Engine::load(graph(), 1).unwrap();
+    assert!(matches!(engine.run(0, &|_, _| ()), Err(EngineError::Empty)));
+    let mut cut = graph();
+    cut.truncate(cut.len() / 2);
+    for bytes in [cut, b"not a graph".to_vec(), vec![]] {
+        let error = Engine::load(bytes, 1).err().expect("refused");
+        assert!(error.is_bad_input(), "{error}");
+    }
+}
