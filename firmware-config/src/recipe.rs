@@ -46,7 +46,7 @@ pub enum Plane {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fit {
-    /// Keep the physical aspect ratio; pad the shorter side with the slice's darkest value.
+    /// Keep the physical aspect ratio; pad the shorter side with the least channel value.
     #[default]
     Pad,
     /// Stretch each side to its size.

@@ -2,11 +2,15 @@ use crate::backbone::BackboneError;
 use crate::engine::EngineError;
 use crate::graph::GraphError;
 use crate::plugin::PluginError;
+use crate::recipe::RecipeError;
 use crate::tensor::TensorError;
 
 /// Any error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A volume that a recipe cannot be applied to.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
     /// Weights.
     #[error(transparent)]
     Tensor(#[from] TensorError),
@@ -31,6 +35,7 @@ impl Error {
     /// Whether the user's file or flag is at fault (exit code 2), not the machine (exit code 1).
     pub fn is_bad_input(&self) -> bool {
         match self {
+            Self::Recipe(e) => e.is_bad_input(),
             Self::Tensor(e) => e.is_bad_input(),
             Self::Backbone(e) => e.is_bad_input(),
             Self::Plugin(e) => e.is_bad_input(),

@@ -15,6 +15,7 @@ mod error;
 pub mod files;
 pub mod graph;
 pub mod plugin;
+pub mod recipe;
 pub mod tensor;
 pub mod volume;
 
