@@ -63,7 +63,7 @@ pub(super) fn read_folder(folder: &Path) -> Result<Vec<Volume>, VolumeError> {
         }
         match Instance::read(&path)? {
             Content::Image(instance) => {
-                by_series.entry(instance.series_uid.clone()).or_default().push(*instance)
+                by_series.entry(instance.series_uid.clone()).or_default().push(*instance);
             }
             Content::Other(Other::Dicomdir) => {}
             Content::Other(Other::Document) => others.add(&path),
