@@ -1,0 +1,129 @@
+use std::path::PathBuf;
+
+/// What can go wrong while fitting and exporting.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The task file cannot be read or breaks a rule.
+    #[error("the task file {path} cannot be used: {problem}")]
+    Task {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what is expected.
+        problem: String,
+    },
+    /// The data table as a whole cannot be used.
+    #[error("the data table {path} cannot be used: {problem}")]
+    Table {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what is expected.
+        problem: String,
+    },
+    /// A row of the data table is wrong.
+    #[error("row {row} of {path} is wrong: {problem}")]
+    Row {
+        /// The table.
+        path: PathBuf,
+        /// Line in the file; the header is line 1.
+        row: u64,
+        /// What was found and what is expected.
+        problem: String,
+    },
+    /// A scan of the data table cannot be used.
+    #[error("the scan of `{id}` cannot be used: {source}")]
+    Scan {
+        /// The row's id.
+        id: String,
+        /// Why.
+        source: Box<runtime::Error>,
+    },
+    /// The backbone does not go with the task or the run.
+    #[error("the backbone {path} cannot be used: {problem}")]
+    Backbone {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what is expected.
+        problem: String,
+    },
+    /// A run folder or a checkpoint cannot be used.
+    #[error("the run folder {path} cannot be used: {problem}")]
+    Run {
+        /// The folder or a file in it.
+        path: PathBuf,
+        /// What was found and what is expected.
+        problem: String,
+    },
+    /// `--device` names something that is not there.
+    #[error("the device `{device}` cannot be used: {problem}")]
+    Device {
+        /// As given.
+        device: String,
+        /// What is missing.
+        problem: String,
+    },
+    /// The loss or a gradient is not a finite number any more.
+    #[error(
+        "the {what} became {value} in epoch {epoch} at step {step}; the checkpoint of epoch {kept} was kept; \
+         lower train.lr_lora or train.lr_head and start again in a new folder"
+    )]
+    Diverged {
+        /// `loss` or `gradient norm`.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+        /// Epoch, from 1.
+        epoch: usize,
+        /// Optimiser step, from 1.
+        step: u64,
+        /// The last epoch whose checkpoint stands; 0 means that there is none.
+        kept: usize,
+    },
+    /// The exported graph does not reproduce libtorch.
+    #[error("the exported graph differs from libtorch by {found:.2e} in {what}, at most {limit:.0e} is allowed; nothing was written")]
+    Parity {
+        /// Which output.
+        what: String,
+        /// The largest difference.
+        found: f64,
+        /// What is allowed.
+        limit: f64,
+    },
+    /// A file cannot be written or read.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// libtorch refused an operation, for example for want of memory.
+    #[error("libtorch failed: {}", .0.to_string().lines().next().unwrap_or_default())]
+    Torch(#[from] tch::TchError),
+    /// The runtime refused an input.
+    #[error(transparent)]
+    Runtime(#[from] runtime::Error),
+}
+
+impl Error {
+    /// Whether the user's file or flag is wrong (exit code 2), rather than the machine at fault (1).
+    pub fn is_bad_input(&self) -> bool {
+        match self {
+            Self::Task { .. }
+            | Self::Table { .. }
+            | Self::Row { .. }
+            | Self::Backbone { .. }
+            | Self::Run { .. }
+            | Self::Device { .. } => true,
+            Self::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            Self::Scan { source, .. } => source.is_bad_input(),
+            Self::Runtime(error) => error.is_bad_input(),
+            Self::Diverged { .. } | Self::Parity { .. } | Self::Torch(_) => false,
+        }
+    }
+
+    /// Wraps a file's error.
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}

@@ -1,0 +1,124 @@
+//! Losses of one volume's logits; labels that are not known add nothing.
+
+use serde::{Deserialize, Serialize};
+use tch::{TchError, Tensor};
+
+/// The loss of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Loss {
+    /// Sigmoid focal loss (Lin et al., arXiv 1708.02002, eq. 5): `-α_t (1 - p_t)^γ log p_t`.
+    Focal {
+        /// γ, 2 by default.
+        #[serde(default = "gamma")]
+        gamma: f64,
+        /// Weight of positives, 0.25 by default; negatives weigh `1 - alpha`.
+        #[serde(default = "alpha")]
+        alpha: f64,
+    },
+    /// Binary cross-entropy a label.
+    Bce,
+    /// Cross-entropy over labels of which exactly one holds.
+    Ce,
+}
+
+fn gamma() -> f64 {
+    2.0
+}
+
+fn alpha() -> f64 {
+    0.25
+}
+
+impl Default for Loss {
+    fn default() -> Self {
+        Self::Focal { gamma: gamma(), alpha: alpha() }
+    }
+}
+
+impl Loss {
+    /// How many terms `targets` add to the mean: the known labels; for cross-entropy one where a label is positive.
+    pub fn terms(self, targets: &[Option<bool>]) -> usize {
+        match self {
+            Self::Focal { .. } | Self::Bce => targets.iter().flatten().count(),
+            Self::Ce => usize::from(targets.contains(&Some(true))),
+        }
+    }
+
+    /// Sum of the terms, from `logits` `[C]`; a scalar.
+    pub fn sum(self, logits: &Tensor, targets: &[Option<bool>]) -> Result<Tensor, TchError> {
+        let of = |value: fn(Option<bool>) -> f32| -> Result<Tensor, TchError> {
+            let values: Vec<f32> = targets.iter().map(|&t| value(t)).collect();
+            Tensor::f_from_slice(&values)?.f_to_device(logits.device())
+        };
+        if self == Self::Ce {
+            let positive = of(|t| f32::from(t == Some(true)))?;
+            return logits.f_log_softmax(0, None)?.f_mul(&positive)?.f_sum(None)?.f_neg();
+        }
+        // Unknown labels get sign 0 and weight 0. log σ(u) is stable for logits of any size.
+        let sign = of(|t| t.map_or(0.0, |t| if t { 1.0 } else { -1.0 }))?;
+        let u = logits.f_mul(&sign)?;
+        let log_likelihood = u.f_log_sigmoid()?;
+        let (weight, log_likelihood) = match self {
+            Self::Focal { gamma, alpha } => {
+                let alpha = alpha as f32;
+                let weights: Vec<f32> =
+                    targets.iter().map(|t| t.map_or(0.0, |t| if t { alpha } else { 1.0 - alpha })).collect();
+                let weights = Tensor::f_from_slice(&weights)?.f_to_device(logits.device())?;
+                let miss = u.f_neg()?.f_sigmoid()?.f_pow_tensor_scalar(gamma)?;
+                (weights, log_likelihood.f_mul(&miss)?)
+            }
+            _ => (of(|t| f32::from(t.is_some()))?, log_likelihood),
+        };
+        log_likelihood.f_mul(&weight)?.f_sum(None)?.f_neg()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(loss: Loss, logits: &[f32], targets: &[Option<bool>]) -> f64 {
+        loss.sum(&Tensor::from_slice(logits), targets).unwrap().double_value(&[])
+    }
+
+    fn close(a: f64, b: f64) {
+        assert!((a - b).abs() <= 1e-6 * b.abs().max(1.0), "{a} {b}");
+    }
+
+    const TARGETS: [Option<bool>; 3] = [Some(true), Some(false), None];
+
+    #[test]
+    fn values_follow_the_formulas_and_unknown_labels_add_nothing() {
+        let logits = [0.7f32, -1.2, 30.0];
+        let p = |z: f32| 1.0 / (1.0 + (-f64::from(z)).exp());
+        let (p0, p1) = (p(0.7), p(-1.2));
+        close(value(Loss::Bce, &logits, &TARGETS), -p0.ln() - (1.0 - p1).ln());
+        let focal = -0.25 * (1.0 - p0).powi(2) * p0.ln() - 0.75 * p1.powi(2) * (1.0 - p1).ln();
+        close(value(Loss::default(), &logits, &TARGETS), focal);
+        let sum: f64 = logits.iter().map(|&z| f64::from(z).exp()).sum();
+        close(value(Loss::Ce, &logits, &TARGETS), -(f64::from(logits[0]).exp() / sum).ln());
+        assert_eq!([Loss::Bce.terms(&TARGETS), Loss::Ce.terms(&TARGETS), Loss::Ce.terms(&[None; 2])], [2, 1, 0]);
+        close(value(Loss::Ce, &logits, &[None; 3]), 0.0);
+    }
+
+    #[test]
+    fn huge_logits_give_finite_losses_and_gradients() {
+        for loss in [Loss::default(), Loss::Bce, Loss::Ce] {
+            for z in [-3e4f32, 3e4] {
+                let logits = Tensor::from_slice(&[z, -z, z]).set_requires_grad(true);
+                let sum = loss.sum(&logits, &TARGETS).unwrap();
+                assert!(sum.double_value(&[]).is_finite());
+                sum.backward();
+                assert!(logits.grad().isfinite().all().int64_value(&[]) == 1, "{loss:?} {z}");
+            }
+        }
+    }
+
+    #[test]
+    fn focal_with_gamma_zero_is_weighted_bce() {
+        let (logits, targets) = ([0.3f32, 2.0], [Some(true), Some(false)]);
+        let focal = value(Loss::Focal { gamma: 0.0, alpha: 0.5 }, &logits, &targets);
+        close(focal, 0.5 * value(Loss::Bce, &logits, &targets));
+    }
+}

