@@ -6,6 +6,7 @@ pub mod loss;
 pub mod metrics;
 pub mod model;
 pub mod optim;
+pub mod phantom;
 pub mod random;
 
 pub use error::Error;
