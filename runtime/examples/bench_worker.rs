@@ -60,7 +60,8 @@ fn serve(graph: &Path, slices: usize, threads: usize) -> Result<(), Box<dyn Erro
         match line?.trim() {
             "run" => {
                 let start = Instant::now();
-                logits = engine.run(slices, &|s, out| out.copy_from_slice(&input[s * pixels..][..pixels]))?.logits;
+                logits =
+                    engine.run(slices, &|s, out| out.copy_from_slice(&input[s * pixels..][..pixels]))?.logits;
                 println!("{}", milliseconds(start));
             }
             "logits" => println!("{}", logits.iter().map(f32::to_string).collect::<Vec<_>>().join(" ")),
@@ -88,7 +89,8 @@ fn milliseconds(start: Instant) -> f64 {
 
 fn peak_mb() -> Result<f64, Box<dyn Error>> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM in /proc/self/status")?;
+    let line =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM in /proc/self/status")?;
     let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
     Ok(kib * 1024.0 / 1e6)
 }

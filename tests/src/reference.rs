@@ -57,3 +57,34 @@ pub fn difference(a: &Tensor, b: &Tensor) -> f32 {
         .map(|(x, y)| (x - y).abs())
         .fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
 }
+
+/// A PEFT adapter under the plugin's names, with a query and a one-label head of zeros.
+///
+/// # Panics
+/// Where a name is none that PEFT writes.
+pub fn adapter_content(adapter: &Tensors, dim: usize) -> Tensors {
+    let mut content = Tensors::new();
+    for (name, tensor) in adapter {
+        let name = name.strip_prefix("base_model.model.").unwrap();
+        let (module, factor) = name.strip_suffix(".weight").unwrap().rsplit_once(".lora_").unwrap();
+        let module = module
+            .replace("embeddings.patch_embeddings.projection", "patch")
+            .replace("patch_embed.proj", "patch")
+            .replace("encoder.layer.", "blocks.")
+            .replace("attention.attention.query", "q")
+            .replace("attention.attention.key", "k")
+            .replace("attention.attention.value", "v")
+            .replace("attention.output.dense", "o")
+            .replace("attn.qkv", "qkv")
+            .replace("attn.proj", "o");
+        let mut shape = tensor.shape.clone();
+        if module == "patch" && factor == "B" {
+            shape.truncate(2);
+        }
+        content.insert(format!("lora.{module}.{factor}"), Tensor::new(shape, tensor.data.clone()));
+    }
+    content.insert("query".into(), Tensor::new([dim], vec![0.0; dim]));
+    content.insert("head.weight".into(), Tensor::new([1, dim], vec![0.0; dim]));
+    content.insert("head.bias".into(), Tensor::new([1], vec![0.0]));
+    content
+}

@@ -6,7 +6,7 @@ use runtime::engine::run_graph;
 use runtime::graph::{backbone_graph, pooling_graph};
 use runtime::plugin::merge;
 use runtime::tensor::{Tensor, Tensors};
-use tests::reference::{cases, difference, tensors};
+use tests::reference::{adapter_content, cases, difference, tensors};
 
 /// A tenth of what the smallest mistake listed beside the cases would change, ten times the rounding.
 const TOKENS: f32 = 5e-5;
@@ -46,34 +46,6 @@ fn other_families_are_refused_by_name() {
     }
 }
 
-/// A PEFT adapter under the plugin's names.
-fn content(adapter: &Tensors, dim: usize) -> Tensors {
-    let mut content = Tensors::new();
-    for (name, tensor) in adapter {
-        let name = name.strip_prefix("base_model.model.").unwrap();
-        let (module, factor) = name.strip_suffix(".weight").unwrap().rsplit_once(".lora_").unwrap();
-        let module = module
-            .replace("embeddings.patch_embeddings.projection", "patch")
-            .replace("patch_embed.proj", "patch")
-            .replace("encoder.layer.", "blocks.")
-            .replace("attention.attention.query", "q")
-            .replace("attention.attention.key", "k")
-            .replace("attention.attention.value", "v")
-            .replace("attention.output.dense", "o")
-            .replace("attn.qkv", "qkv")
-            .replace("attn.proj", "o");
-        let mut shape = tensor.shape.clone();
-        if module == "patch" && factor == "B" {
-            shape.truncate(2);
-        }
-        content.insert(format!("lora.{module}.{factor}"), Tensor::new(shape, tensor.data.clone()));
-    }
-    content.insert("query".into(), Tensor::new([dim], vec![0.0; dim]));
-    content.insert("head.weight".into(), Tensor::new([1, dim], vec![0.0; dim]));
-    content.insert("head.bias".into(), Tensor::new([1], vec![0.0]));
-    content
-}
-
 #[test]
 fn merged_lora_matches_peft() {
     for (folder, attention) in [("lora", AttentionLora::Separate), ("lora_fused", AttentionLora::Fused)] {
@@ -81,7 +53,8 @@ fn merged_lora_matches_peft() {
             let case = root.join(folder);
             let mut backbone = Backbone::open(&case.join("weights.safetensors")).unwrap();
             let expected = tensors(&case.join("case.safetensors"));
-            let adapter = content(&tensors(&case.join("adapter_model.safetensors")), backbone.arch.dim);
+            let adapter =
+                adapter_content(&tensors(&case.join("adapter_model.safetensors")), backbone.arch.dim);
             let base = run(backbone.clone(), &expected["input"]);
             assert!(difference(&base["cls"], &expected["base_cls"]) <= TOKENS);
             merge(&mut backbone, &adapter, &LoraSpec { rank: 4, alpha: 8.0, attention }).unwrap();
