@@ -1,2 +1,3 @@
 //! Support for the integration tests and the demo.
+pub mod programs;
 pub mod reference;

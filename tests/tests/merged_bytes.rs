@@ -37,10 +37,16 @@ fn digest(folder: &str, attention: AttentionLora) -> String {
 
 #[test]
 fn separate_projections() {
-    assert_eq!(digest("lora", AttentionLora::Separate), "3a32190a0ca2a2f359adfd3a5e05a7e841839b3a27ed81be9adec8bd703411dd");
+    assert_eq!(
+        digest("lora", AttentionLora::Separate),
+        "3a32190a0ca2a2f359adfd3a5e05a7e841839b3a27ed81be9adec8bd703411dd"
+    );
 }
 
 #[test]
 fn fused_projection_and_registers() {
-    assert_eq!(digest("lora_fused", AttentionLora::Fused), "6bda1f3a93ac6ab1db973250425d3ee4dbcfcce397225c248beaa47b1fb9991d");
+    assert_eq!(
+        digest("lora_fused", AttentionLora::Fused),
+        "6bda1f3a93ac6ab1db973250425d3ee4dbcfcce397225c248beaa47b1fb9991d"
+    );
 }

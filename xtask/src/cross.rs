@@ -133,7 +133,6 @@ fn test_programs(build: &mut Command) -> Result<Vec<PathBuf>> {
 pub fn test(long: bool) -> Result<()> {
     let programs = build(Tests::All)?;
     let runner = runner()?;
-    let binaries = target_dir()?.join(TARGET).join("release");
     for program in programs {
         println!("  {} {}", runner.join(" "), program.display());
         let mut command = Command::new(&runner[0]);
@@ -142,9 +141,8 @@ pub fn test(long: bool) -> Result<()> {
             .arg(&program)
             // Where cargo would run it.
             .current_dir(workspace::root().join("tests"))
-            // A test that starts `scanside` starts this one, in the same way.
-            .env("SCANSIDE_BIN", &binaries)
-            .env("SCANSIDE_RUNNER", runner.join(" "));
+            // A test that starts `scanside` starts the one built beside it, in the same way.
+            .env("SCANSIDE_RUNNER", runner.join("\n"));
         if long {
             command.env("SCANSIDE_LONG", "1");
         }

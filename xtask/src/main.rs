@@ -44,7 +44,11 @@ enum Chore {
     /// Time a slice and a volume against onnxruntime on the same graph; numbers go to target/bench/bench.json
     Bench(bench::Options),
     /// Build scanside for aarch64 (glibc 2.31 or newer) into target/cross/aarch64 and check what it needs
-    Cross,
+    Cross {
+        /// Also build the integration tests for aarch64 and run them under emulation
+        #[arg(long)]
+        test: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -70,7 +74,11 @@ fn run(chore: Chore) -> Result<()> {
         Chore::Demo => demo::run_chore(),
         Chore::Test { long } => test::run_chore(long),
         Chore::Bench(options) => bench::run_chore(&options),
-        Chore::Cross => cross::run_chore(),
+        Chore::Cross { test: true } => {
+            system::ensure(system::FOR_TESTS)?;
+            cross::test(false)
+        }
+        Chore::Cross { test: false } => cross::run_chore(),
         Chore::Assets { groups, .. } => assets::ensure(&groups),
     }
 }
