@@ -3,6 +3,7 @@ use crate::engine::EngineError;
 use crate::graph::GraphError;
 use crate::plugin::PluginError;
 use crate::recipe::RecipeError;
+use crate::report::ReportError;
 use crate::tensor::TensorError;
 
 /// Any error of this crate.
@@ -11,6 +12,9 @@ pub enum Error {
     /// A volume that a recipe cannot be applied to.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
+    /// A heat map or picture that was not written.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     /// Weights.
     #[error(transparent)]
     Tensor(#[from] TensorError),
@@ -36,6 +40,7 @@ impl Error {
     pub fn is_bad_input(&self) -> bool {
         match self {
             Self::Recipe(e) => e.is_bad_input(),
+            Self::Report(e) => e.is_bad_input(),
             Self::Tensor(e) => e.is_bad_input(),
             Self::Backbone(e) => e.is_bad_input(),
             Self::Plugin(e) => e.is_bad_input(),

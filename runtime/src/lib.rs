@@ -16,6 +16,7 @@ pub mod files;
 pub mod graph;
 pub mod plugin;
 pub mod recipe;
+pub mod report;
 pub mod tensor;
 pub mod volume;
 

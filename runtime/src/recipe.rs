@@ -32,6 +32,7 @@ use firmware_config::{Fit, Plane, Recipe, SliceSelection};
 
 use crate::volume::Volume;
 pub use error::RecipeError;
+pub(crate) use heat::Between;
 use intensity::Channels;
 use resample::Filter;
 use view::{Lattice, View};
@@ -87,6 +88,11 @@ impl<'a> Prepared<'a> {
             view,
             crop,
         })
+    }
+
+    /// The volume that is read.
+    pub fn volume(&self) -> &Volume {
+        self.volume
     }
 
     /// Number of slices S.

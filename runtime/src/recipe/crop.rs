@@ -10,13 +10,13 @@ use super::view::Lattice;
 /// Left around the body, in mm.
 const MARGIN_MM: f64 = 5.0;
 
-/// Part of a plane that must lie above the background for the plane to count: one voxel in 200, so that
+/// Part of a plane that must lie above the background for the plane to count: one voxel in 1000, so that
 /// specks of noise do not keep empty planes.
-const PART: usize = 200;
+const PART: usize = 1000;
 
 /// The index range along R, A, S that the recipe keeps; never empty.
 ///
-/// `Body` keeps the bounding box of the planes, along each axis, in which more than one voxel in 200 lies
+/// `Body` keeps the bounding box of the planes, along each axis, in which more than one voxel in 1000 lies
 /// above the [`background`], and 5 mm around it; all of it where no plane does. It looks at a regular
 /// subsample of at most 128 positions an axis.
 pub(super) fn ranges(lattice: &Lattice, crop: Crop) -> [Range<usize>; 3] {

@@ -56,7 +56,7 @@ impl Prepared<'_> {
 }
 
 /// A place between two samples.
-struct Between {
+pub(crate) struct Between {
     low: usize,
     high: usize,
     weight: f32,
@@ -64,13 +64,14 @@ struct Between {
 
 impl Between {
     /// Position `at` among `n` samples, the outermost held beyond their centres.
-    fn new(at: f64, n: usize) -> Self {
+    pub fn new(at: f64, n: usize) -> Self {
         let at = at.clamp(0.0, (n - 1) as f64);
         let low = at.floor() as usize;
         Self { low, high: (low + 1).min(n - 1), weight: (at - low as f64) as f32 }
     }
 
-    fn of(&self, sample: impl Fn(usize) -> f32) -> f32 {
+    /// The value there, linear between the samples.
+    pub fn of(&self, sample: impl Fn(usize) -> f32) -> f32 {
         let (low, high) = (sample(self.low), sample(self.high));
         low + self.weight * (high - low)
     }

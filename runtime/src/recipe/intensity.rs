@@ -49,13 +49,17 @@ impl Channels {
     /// Channel `c` of raw values.
     pub fn map(&self, c: usize, raw: &[f32], out: &mut [f32]) {
         let channel = self.0[c];
-        out.iter_mut().zip(raw).for_each(|(out, &x)| *out = channel.value(x));
+        for (out, &x) in out.iter_mut().zip(raw) {
+            *out = channel.value(x);
+        }
     }
 
     /// Channel `c` of raw values, in place.
     pub fn map_in_place(&self, c: usize, values: &mut [f32]) {
         let channel = self.0[c];
-        values.iter_mut().for_each(|x| *x = channel.value(*x));
+        for x in values {
+            *x = channel.value(*x);
+        }
     }
 
     /// What stands in channel `c` where a slice is padded: the channel's least value, that is 0 before
@@ -72,7 +76,7 @@ fn scaling(volume: &Volume, lattice: &Lattice, intensity: &Intensity) -> Result<
         Intensity::Window { windows } => {
             // Three windows fill a channel each; of two, the first fills two; one fills all.
             let of = |c: usize| windows[(c + windows.len()).saturating_sub(3)];
-            Ok((std::array::from_fn(|c| of(c)).map(|[low, high]| [low, high - low, low]), true))
+            Ok((std::array::from_fn(of).map(|[low, high]| [low, high - low, low]), true))
         }
         Intensity::Percentile { low: p, high: q, region } => {
             let voxels = Voxels::new(volume, lattice, *region)?;
@@ -93,7 +97,7 @@ fn scaling(volume: &Volume, lattice: &Lattice, intensity: &Intensity) -> Result<
             let voxels = Voxels::new(volume, lattice, *region)?;
             let counted = || lattice.values().filter(|&x| voxels.count(x));
             let [low, high] = extremes(counted()).ok_or_else(|| voxels.none(volume))?;
-            if low == high {
+            if low >= high {
                 return Err(RecipeError::Constant { path: path(), value: low, region: voxels.words() });
             }
             // The order of `lattice`, since a sum of floats depends on its order.
@@ -113,7 +117,7 @@ impl Voxels {
     /// Refuses a constant volume: there is nothing to scale.
     fn new(volume: &Volume, lattice: &Lattice, region: Region) -> Result<Self, RecipeError> {
         let [low, high] = extremes(volume.voxels.iter().copied()).unwrap_or([0.0; 2]);
-        if low == high {
+        if low >= high {
             let path = volume.source.path.clone();
             return Err(RecipeError::Constant { path, value: low, region: "all voxels" });
         }

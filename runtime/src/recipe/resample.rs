@@ -102,7 +102,9 @@ mod tests {
         let mut sums = [0.0; 4];
         for (i, targets) in filter.transposed().iter().enumerate() {
             assert!(!targets.is_empty(), "every input sample counts when shrinking");
-            targets.iter().for_each(|&(o, w)| sums[o] += w * x[i]);
+            for &(o, w) in targets {
+                sums[o] += w * x[i];
+            }
         }
         assert_eq!(sums.to_vec(), run(&x, 4));
     }

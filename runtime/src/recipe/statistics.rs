@@ -127,7 +127,7 @@ mod tests {
         let [low, high] = percentiles(x.iter().copied(), [0.05, 100.0]).unwrap();
         let half = f64::midpoint(f64::from(sorted[0]), f64::from(sorted[1]));
         assert!((low - half).abs() < 1e-9);
-        assert_eq!(high, f64::from(sorted[1000]));
+        assert!((high - f64::from(sorted[1000])).abs() < 1e-9);
         assert!(percentiles(std::iter::empty(), [1.0, 99.0]).is_none());
         assert_eq!(percentiles([7.0_f32].into_iter(), [1.0, 99.0]), Some([7.0, 7.0]));
     }
@@ -136,7 +136,6 @@ mod tests {
     fn mean_and_std_survive_a_large_offset() {
         let x = [1e6_f32, 1e6 + 1.0, 1e6 + 2.0, 1e6 + 3.0];
         let (mean, std) = mean_std(x.iter().copied());
-        assert_eq!(mean, 1_000_001.5);
-        assert!((std - 1.25_f64.sqrt()).abs() < 1e-12);
+        assert!((mean - 1_000_001.5).abs() < 1e-9 && (std - 1.25_f64.sqrt()).abs() < 1e-12);
     }
 }
