@@ -65,7 +65,8 @@ fn download(part: &Part, scratch: &Path, attempt: u32, bar: &ProgressBar) -> Res
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        bar.set_position(bytes_below(scratch));
+        // The client may hold the file twice while it moves it.
+        bar.set_position(bytes_below(scratch).min(part.bytes));
         std::thread::sleep(Duration::from_millis(100));
     };
     if !status.success() {
