@@ -2,6 +2,7 @@
 
 mod error;
 pub mod evaluate;
+pub mod html;
 pub mod loss;
 pub mod metrics;
 pub mod model;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use runtime::files::write_atomically;
 use runtime::volume;
 use serde::Serialize;
 
@@ -130,14 +131,6 @@ fn as_toml(suite: &str, value: &impl Serialize) -> Result<String, PhantomError> 
     })
 }
 
-/// Writes under another name first, so that what stands there is whole.
 fn write_text(path: &Path, text: &str) -> Result<(), PhantomError> {
-    let write = || {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let file = tempfile::NamedTempFile::new_in(folder)?;
-        std::fs::write(file.path(), text)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)
-    };
-    write().map(drop).map_err(PhantomError::io("write", path))
+    write_atomically(path, text.as_bytes()).map_err(PhantomError::io("write", path))
 }
