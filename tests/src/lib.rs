@@ -1,3 +1,4 @@
 //! Support for the integration tests and the demo.
+pub mod dicom;
 pub mod programs;
 pub mod reference;
