@@ -11,6 +11,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 
 use super::header::SIZE_1;
+use crate::files::write_atomically_with;
 use crate::volume::geometry::{cross, dot};
 use crate::volume::{Geometry, VolumeError};
 
@@ -34,21 +35,10 @@ pub fn write_nifti(
         let expected = format!("{} × {} × {}", dims[0], dims[1], dims[2]);
         return Err(VolumeError::field(path, "number of voxels", voxels.len(), expected));
     }
-    let failed = |source| VolumeError::Write { path: path.to_owned(), source };
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let file = builder.prefix(".nifti-").tempfile_in(folder).map_err(failed)?;
     let header = header(dims, geometry);
     let compress = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("gz"));
-    fill(file.as_file(), compress, &header, voxels).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map_err(|e| failed(e.error))?;
-    Ok(())
+    write_atomically_with(path, |file| fill(file, compress, &header, voxels))
+        .map_err(|source| VolumeError::Write { path: path.to_owned(), source })
 }
 
 fn fill(file: &File, compress: bool, header: &[u8], voxels: &[f32]) -> io::Result<()> {
