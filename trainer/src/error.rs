@@ -79,7 +79,9 @@ pub enum Error {
         kept: usize,
     },
     /// The exported graph does not reproduce libtorch.
-    #[error("the exported graph differs from libtorch by {found:.2e} in {what}, at most {limit:.0e} is allowed; nothing was written")]
+    #[error(
+        "the exported graph differs from libtorch by {found:.2e} in {what}, at most {limit:.0e} is allowed; nothing was written"
+    )]
     Parity {
         /// Which output.
         what: String,

@@ -195,7 +195,10 @@ impl Report {
             rows.extend(value.map(|value| (what.to_owned(), value)));
         };
         row("test AUROC of the frozen linear probe", f.probe_auroc.map(|x| format!("{x:.3}")));
-        row("largest logit difference, libtorch and exported graph", f.parity_max_abs.map(|x| format!("{x:.1e}")));
+        row(
+            "largest logit difference, libtorch and exported graph",
+            f.parity_max_abs.map(|x| format!("{x:.1e}")),
+        );
         row("trainable parameters", f.parameters.map(thousands));
         row("plugin", f.plugin_bytes.map(|b| format!("{:.2} MB", b as f64 / 1e6)));
         row("merged graph", f.graph_bytes.map(|b| format!("{:.1} MB", b as f64 / 1e6)));
@@ -248,7 +251,8 @@ fn test_charts(label: &LabelScores) -> Vec<Chart> {
                 .saying(&format!("AUROC {:.3} ({:.3}–{:.3})", auroc.value, auroc.ci[0], auroc.ci[1])),
         );
     }
-    if let (Some(points), Some(precision)) = (metrics::precision_recall(p, truth), metrics::average_precision(p, truth))
+    if let (Some(points), Some(precision)) =
+        (metrics::precision_recall(p, truth), metrics::average_precision(p, truth))
     {
         let prevalence = truth.iter().filter(|&&t| t).count() as f64 / truth.len() as f64;
         let points = points.iter().map(|p| [p.recall, p.precision]).collect();
@@ -338,7 +342,9 @@ mod tests {
         assert!(page.contains("<h1>A &lt;b&gt; &amp; &quot;c&quot;</h1>"));
         assert!(page.contains("src=\"data:image/png;base64,bm90IHJlYWxseSBhIHBuZw==\""));
         assert!(page.contains("<td>test AUROC of the frozen linear probe</td><td>0.700</td>"));
-        assert!(page.contains("<td>2.5e-6</td>") && page.contains("<td>229,729</td>") && page.contains("1.05 MB"));
+        assert!(
+            page.contains("<td>2.5e-6</td>") && page.contains("<td>229,729</td>") && page.contains("1.05 MB")
+        );
         // Seven of nine pairs are in order.
         assert!(page.contains("<td>test AUROC (95 % CI), lesion</td><td>0.778 ("));
         assert!(!page.contains("NaN") && !page.contains("inf"));
@@ -347,7 +353,11 @@ mod tests {
     #[test]
     fn every_chart_that_the_data_allow_is_there() {
         let page = report().render();
-        assert_eq!(page.matches("<svg").count(), 2 + 3 + 1, "training, lesion, and calibration of the one-class label");
+        assert_eq!(
+            page.matches("<svg").count(),
+            2 + 3 + 1,
+            "training, lesion, and calibration of the one-class label"
+        );
         assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
         assert_eq!(Report::default().render().matches("<svg").count(), 0);
     }

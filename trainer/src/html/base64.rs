@@ -8,7 +8,11 @@ pub(super) fn encode(bytes: &[u8]) -> String {
         for digit in 0..4 {
             // Of n bytes, n + 1 digits carry something.
             let carries = digit <= group.len();
-            out.push(if carries { char::from(DIGITS[(bits >> (18 - 6 * digit) & 63) as usize]) } else { '=' });
+            out.push(if carries {
+                char::from(DIGITS[(bits >> (18 - 6 * digit) & 63) as usize])
+            } else {
+                '='
+            });
         }
     }
     out
@@ -21,9 +25,14 @@ mod tests {
     /// RFC 4648, section 10.
     #[test]
     fn the_standards_vectors() {
-        for (plain, coded) in
-            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("foobar", "Zm9vYmFy")]
-        {
+        for (plain, coded) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("foobar", "Zm9vYmFy"),
+        ] {
             assert_eq!(encode(plain.as_bytes()), coded);
         }
         assert_eq!(encode(&[0xfb, 0xff, 0xfe]), "+//+");

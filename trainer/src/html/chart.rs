@@ -137,11 +137,17 @@ impl Chart {
             match series.shape {
                 Shape::Line => {
                     let points: Vec<String> = places.map(|[x, y]| format!("{x:.1},{y:.1}")).collect();
-                    push(&mut svg, format_args!("<polyline class=\"{class}\" points=\"{}\"/>\n", points.join(" ")));
+                    push(
+                        &mut svg,
+                        format_args!("<polyline class=\"{class}\" points=\"{}\"/>\n", points.join(" ")),
+                    );
                 }
                 Shape::Dots => {
                     for [x, y] in places {
-                        push(&mut svg, format_args!("<circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\"/>\n"));
+                        push(
+                            &mut svg,
+                            format_args!("<circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\"/>\n"),
+                        );
                     }
                 }
             }

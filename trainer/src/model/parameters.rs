@@ -42,8 +42,7 @@ impl Parameters {
             .map(|(index, (name, dims))| {
                 let mut rng = generator(seed, Purpose::Init, 0, index as u64);
                 let len = dims.iter().product();
-                let fan_in: usize =
-                    if name == "head.bias" { arch.dim } else { dims[1..].iter().product() };
+                let fan_in: usize = if name == "head.bias" { arch.dim } else { dims[1..].iter().product() };
                 let bound = 1.0 / (fan_in as f32).sqrt();
                 let values: Vec<f32> = match name.as_str() {
                     "query" => (0..len).map(|_| QUERY_STD * normal_within_two(&mut rng)).collect(),
@@ -248,7 +247,8 @@ mod tests {
         let mut kept = Parameters::init(&arch, &lora, 1, 3, Device::Cpu).unwrap().to_stored().unwrap();
         let back = Parameters::from_stored(&arch, &lora, 1, &kept, Device::Cpu).unwrap();
         assert_eq!(back.to_stored().unwrap(), kept);
-        let load = |tensors: &Tensors| Parameters::from_stored(&arch, &lora, 1, tensors, Device::Cpu).err().unwrap();
+        let load =
+            |tensors: &Tensors| Parameters::from_stored(&arch, &lora, 1, tensors, Device::Cpu).err().unwrap();
         let query = kept.remove("query").unwrap();
         assert!(load(&kept).contains("query is missing"));
         kept.insert("query".into(), Stored { shape: vec![2, 4], data: query.data });
