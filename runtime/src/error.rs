@@ -1,14 +1,21 @@
 use crate::backbone::BackboneError;
 use crate::engine::EngineError;
 use crate::graph::GraphError;
+use crate::infer::InferError;
 use crate::plugin::PluginError;
+#[cfg(feature = "service")]
+use crate::publish::PublishError;
 use crate::recipe::RecipeError;
 use crate::report::ReportError;
 use crate::tensor::TensorError;
+use crate::volume::VolumeError;
 
 /// Any error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A scan to be read, or a volume to be written.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// A volume that a recipe cannot be applied to.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
@@ -30,6 +37,13 @@ pub enum Error {
     /// A graph to be run.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A task to be loaded or run.
+    #[error(transparent)]
+    Infer(#[from] InferError),
+    /// Results to be published.
+    #[cfg(feature = "service")]
+    #[error(transparent)]
+    Publish(#[from] PublishError),
 }
 
 /// A result of this crate.
@@ -39,6 +53,7 @@ impl Error {
     /// Whether the user's file or flag is at fault (exit code 2), not the machine (exit code 1).
     pub fn is_bad_input(&self) -> bool {
         match self {
+            Self::Volume(e) => e.is_bad_input(),
             Self::Recipe(e) => e.is_bad_input(),
             Self::Report(e) => e.is_bad_input(),
             Self::Tensor(e) => e.is_bad_input(),
@@ -46,6 +61,9 @@ impl Error {
             Self::Plugin(e) => e.is_bad_input(),
             Self::Graph(e) => e.is_bad_input(),
             Self::Engine(e) => e.is_bad_input(),
+            Self::Infer(e) => e.is_bad_input(),
+            #[cfg(feature = "service")]
+            Self::Publish(e) => e.is_bad_input(),
         }
     }
 }

@@ -14,9 +14,13 @@ pub mod engine;
 mod error;
 pub mod files;
 pub mod graph;
+pub mod infer;
 pub mod plugin;
+#[cfg(feature = "service")]
+pub mod publish;
 pub mod recipe;
 pub mod report;
+pub mod result;
 pub mod tensor;
 pub mod volume;
 

@@ -1,2 +1,7 @@
-//! The scanner-side command line.
-fn main() {}
+//! `scanside`: the command line of a box beside the scanner.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::run()
+}

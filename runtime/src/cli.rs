@@ -1,0 +1,90 @@
+//! The command line. What it can do is in the library; here are flags, files, clocks and sentences.
+
+mod backbone;
+mod fault;
+mod infer;
+mod merge;
+mod outputs;
+mod plugin;
+mod say;
+mod task;
+mod verify;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use fault::Fault;
+
+/// Classifies 3D scans beside the scanner.
+///
+/// For research and integration work; it makes no diagnostic claim.
+#[derive(Parser)]
+#[command(
+    name = "scanside",
+    version,
+    after_help = "Exit codes: 0 done; 1 a fault of the machine (disk, memory, network); 2 wrong usage or a file that \
+                  cannot be used.\nSCANSIDE_LOG=info (or warn, debug, MODULE=debug) writes a log to stderr."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Infer(infer::Infer),
+    Merge(merge::Merge),
+    Backbone(backbone::Inspect),
+    /// Task plugins.
+    #[command(subcommand)]
+    Plugin(plugin::PluginCommand),
+    Verify(verify::Verify),
+}
+
+/// Parses the arguments, does what they say, and turns errors into a sentence on stderr and an exit code.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come this way too, with code 0.
+            let _ = error.print();
+            return ExitCode::from(error.exit_code() as u8);
+        }
+    };
+    let filter = EnvFilter::try_from_env("SCANSIDE_LOG").unwrap_or_else(|_| EnvFilter::new("off"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match cli.command.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            let sentence = fault.to_string().replace(['\n', '\r'], " ");
+            // Where stderr is closed there is nobody to tell.
+            let _ = writeln!(std::io::stderr(), "scanside: {sentence}");
+            ExitCode::from(if fault.is_bad_input() { 2 } else { 1 })
+        }
+    }
+}
+
+impl Command {
+    fn run(self) -> Result<(), Fault> {
+        match self {
+            Self::Infer(command) => command.run(),
+            Self::Merge(command) => command.run(),
+            Self::Backbone(command) => command.run(),
+            Self::Plugin(command) => command.run(),
+            Self::Verify(command) => command.run(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flags_do_not_contradict_each_other() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,157 @@
+//! `scanside infer`.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use runtime::infer::{Classification, Context, LoadedTask};
+use runtime::publish::{Broker, Message, Patience, TopicLevel, publish};
+use runtime::recipe::Prepared;
+use runtime::result::TaskResult;
+use runtime::volume::{Volume, write_nifti};
+
+use super::task::{ScanArgs, TaskArgs, default_device};
+use super::{Fault, outputs, say};
+
+/// Classify a scan: one result JSON a line on stdout, one line a series.
+#[derive(Args)]
+pub struct Infer {
+    #[command(flatten)]
+    task: TaskArgs,
+    #[command(flatten)]
+    scan: ScanArgs,
+    /// Write where the network looked, as a volume in the scan's space.
+    #[arg(long, value_name = "OUT.nii.gz")]
+    heatmap: Option<PathBuf>,
+    /// Write the preprocessed slices `[S, 3, H, W]` that the network was given.
+    #[arg(long, value_name = "OUT.npy")]
+    slices: Option<PathBuf>,
+    /// Also publish to an MQTT broker, and wait for its acknowledgement.
+    #[arg(long, value_name = "mqtt://HOST:PORT")]
+    publish: Option<Broker>,
+    /// The site's name, part of the MQTT topic.
+    #[arg(long, default_value = "local")]
+    site: TopicLevel,
+    /// This device's name, part of the result and of the MQTT topic; the host's name if not given.
+    #[arg(long)]
+    device: Option<TopicLevel>,
+}
+
+impl Infer {
+    pub fn run(self) -> Result<(), Fault> {
+        for (flag, path, endings) in self.outputs() {
+            outputs::check(flag, path, endings)?;
+        }
+        let device = self.device.clone().unwrap_or_else(default_device);
+        let (task, load) = timed(|| self.task.load())?;
+        let (volumes, read) = timed(|| self.scan.read())?;
+        if volumes.len() > 1
+            && let Some((flag, ..)) = self.outputs().next()
+        {
+            let n = volumes.len();
+            return Err(Fault::Usage(format!(
+                "{flag} names one file, but the input holds {n} series; give one series at a time"
+            )));
+        }
+        let mut results = Vec::new();
+        for volume in volumes {
+            let start = Instant::now();
+            let mut result = self.one(&task, &volume, device.as_str())?;
+            let total = load + read + start.elapsed();
+            result.timings_ms.extend([
+                ("load".into(), milliseconds(load)),
+                ("read".into(), milliseconds(read)),
+                ("total".into(), milliseconds(total)),
+            ]);
+            for warning in &result.warnings {
+                say::message(&format!("scanside: warning: {warning}"));
+            }
+            say::line(&result.to_json())?;
+            results.push(result);
+        }
+        self.publish.as_ref().map_or(Ok(()), |broker| self.send(broker, &device, &results))
+    }
+
+    /// Every file that is to be written, with its flag and the endings that its name may have.
+    fn outputs(&self) -> impl Iterator<Item = (&'static str, &Path, &'static [&'static str])> {
+        let all: [(_, _, &[&str]); 2] =
+            [("--heatmap", &self.heatmap, &[".nii.gz", ".nii"]), ("--slices", &self.slices, &[".npy"])];
+        all.into_iter().filter_map(|(flag, path, endings)| Some((flag, path.as_deref()?, endings)))
+    }
+
+    fn one(&self, task: &LoadedTask, volume: &Volume, device: &str) -> Result<TaskResult, Fault> {
+        let context = Context { device: device.into(), created: SystemTime::now() };
+        let (prepared, prepare) = timed(|| Ok(task.prepare(volume)?))?;
+        let bar = progress(prepared.slices());
+        let (classified, encode) = timed(|| {
+            let classify = |observe: outputs::Observe<'_>| {
+                task.classify(volume, &prepared, &context, &|s, slice| {
+                    observe(s, slice);
+                    bar.inc(1);
+                })
+            };
+            match &self.slices {
+                Some(path) => outputs::with_slices(path, prepared.slices(), prepared.size(), classify),
+                None => Ok(classify(&|_, _| {})?),
+            }
+        })?;
+        bar.finish_and_clear();
+        let pictures = timed(|| self.draw(task, volume, &prepared, &classified))?.1;
+        let mut result = classified.result;
+        result.timings_ms.extend([
+            ("prepare".into(), milliseconds(prepare)),
+            ("encode".into(), milliseconds(encode)),
+            ("pictures".into(), milliseconds(pictures)),
+        ]);
+        Ok(result)
+    }
+
+    fn draw(
+        &self,
+        task: &LoadedTask,
+        volume: &Volume,
+        prepared: &Prepared<'_>,
+        classified: &Classification,
+    ) -> Result<(), Fault> {
+        if let Some(path) = &self.heatmap {
+            let voxels = prepared.heatmap_volume(&classified.output.heatmap, task.engine.grid());
+            write_nifti(path, volume.dims, &voxels, &volume.geometry)?;
+        }
+        Ok(())
+    }
+
+    fn send(&self, broker: &Broker, device: &TopicLevel, results: &[TaskResult]) -> Result<(), Fault> {
+        let messages: Vec<Message> =
+            results.iter().map(|result| Message::result(result, &self.site, device, broker)).collect();
+        // Unique to device, task and scan, so that no other client is thrown out; 23 characters always pass.
+        let id = results.first().map_or("", |result| &result.result_id[..14]);
+        let start = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let executor = start.map_err(|source| Fault::Io {
+            what: "start the network side of",
+            path: "scanside".into(),
+            source,
+        })?;
+        executor.block_on(publish(broker, &format!("scanside-{id}"), &messages, &Patience::default()))?;
+        for message in &messages {
+            say::message(&format!("scanside: published to {broker} as {}, acknowledged", message.topic));
+        }
+        Ok(())
+    }
+}
+
+/// Shown on a terminal only.
+fn progress(slices: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} slices, {eta} left");
+    ProgressBar::new(slices as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+fn timed<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<(T, Duration), Fault> {
+    let start = Instant::now();
+    Ok((work()?, start.elapsed()))
+}
+
+/// To the microsecond.
+fn milliseconds(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1e3
+}

@@ -1,0 +1,91 @@
+//! Flags that several commands share: which task, which scan.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::Args;
+use runtime::engine::default_threads;
+use runtime::infer::LoadedTask;
+use runtime::publish::TopicLevel;
+use runtime::volume::{self, AxisCodes, ReadOptions, Volume};
+
+use super::Fault;
+
+/// Which task is run.
+#[derive(Args)]
+pub struct TaskArgs {
+    #[command(flatten)]
+    weights: Weights,
+    /// The task plugin.
+    #[arg(long, value_name = "FILE")]
+    plugin: PathBuf,
+    /// Slices encoded at a time; as many as there are cores if not given.
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Weights {
+    /// The task graph that was exported with the plugin.
+    #[arg(long, value_name = "TASK.onnx")]
+    graph: Option<PathBuf>,
+    /// The backbone; the plugin is merged into it in memory.
+    #[arg(long, value_name = "FILE")]
+    backbone: Option<PathBuf>,
+}
+
+impl TaskArgs {
+    pub fn load(&self) -> Result<LoadedTask, Fault> {
+        let threads = self.threads.map_or_else(default_threads, NonZeroUsize::get);
+        match (&self.weights.graph, &self.weights.backbone) {
+            (Some(graph), _) => Ok(LoadedTask::open(graph, &self.plugin, threads)?),
+            (None, Some(backbone)) => Ok(LoadedTask::merge(backbone, &self.plugin, threads)?),
+            (None, None) => {
+                Err(Fault::Usage("neither --graph nor --backbone is given; give one of them".into()))
+            }
+        }
+    }
+}
+
+/// Which scan is read.
+#[derive(Args)]
+pub struct ScanArgs {
+    /// The scan: a .nii, .nii.gz or DICOM file, or a folder with one DICOM series or several.
+    #[arg(long, value_name = "PATH", required = true)]
+    input: Vec<PathBuf>,
+    /// How the voxels of a NIfTI file without usable geometry lie, for example RAS.
+    #[arg(long, value_name = "CODES")]
+    assume_orientation: Option<AxisCodes>,
+    /// Which volume of a 4D NIfTI file is read, from 0.
+    #[arg(long, value_name = "N")]
+    volume_index: Option<usize>,
+}
+
+impl ScanArgs {
+    /// The volumes of the one input, at least one.
+    pub fn read(&self) -> Result<Vec<Volume>, Fault> {
+        let [path] = self.input.as_slice() else {
+            let n = self.input.len();
+            return Err(Fault::Usage(format!(
+                "--input is given {n} times, but the task has one view; give it once"
+            )));
+        };
+        if let Some((view, file)) = path.to_str().and_then(|text| text.split_once('='))
+            && !path.exists()
+        {
+            return Err(Fault::Usage(format!(
+                "--input {view}={file} names a view, but the task has one view without a name; give the path alone"
+            )));
+        }
+        let options =
+            ReadOptions { assume_orientation: self.assume_orientation, volume_index: self.volume_index };
+        Ok(volume::read(path, &options)?)
+    }
+}
+
+/// The device's name unless one is given: the host's, where it can stand in a topic.
+pub fn default_device() -> TopicLevel {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    host.trim().parse().unwrap_or_else(|_| TopicLevel::local())
+}

@@ -1,0 +1,91 @@
+//! `scanside verify`.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use clap::Args;
+use runtime::infer::Context;
+use runtime::result::TaskResult;
+
+use super::task::{ScanArgs, TaskArgs};
+use super::{Fault, say};
+
+/// Compute a result again from what it names, and compare.
+///
+/// Hashes must be equal; logits may differ by the tolerance, since another processor rounds otherwise. Exit code 1 if anything
+/// differs.
+#[derive(Args)]
+pub struct Verify {
+    /// The result, as `scanside infer` printed it.
+    result: PathBuf,
+    #[command(flatten)]
+    task: TaskArgs,
+    #[command(flatten)]
+    scan: ScanArgs,
+    /// Largest difference of a logit that counts as none.
+    #[arg(long, default_value_t = 1e-3)]
+    tolerance: f32,
+}
+
+impl Verify {
+    pub fn run(self) -> Result<(), Fault> {
+        let claimed = read(&self.result)?;
+        let task = self.task.load()?;
+        let volumes = self.scan.read()?;
+        let Some(volume) = volumes.iter().find(|v| v.source.digest == claimed.input.digest) else {
+            let digests: Vec<&str> = volumes.iter().map(|v| v.source.digest.as_str()).collect();
+            return Err(Fault::Differs(format!(
+                "the input has SHA-256 {}, but the result was computed from {}",
+                digests.join(" and "),
+                claimed.input.digest
+            )));
+        };
+        let context = Context { device: claimed.device.clone(), created: SystemTime::now() };
+        let prepared = task.prepare(volume)?;
+        let again = task.classify(volume, &prepared, &context, &|_, _| {})?.result;
+        let differences = differences(&claimed, &again, self.tolerance);
+        if differences.is_empty() {
+            return say::line(&format!("{}: reproduced", claimed.result_id));
+        }
+        Err(Fault::Differs(format!("the result was not reproduced: {}", differences.join("; "))))
+    }
+}
+
+fn read(path: &Path) -> Result<TaskResult, Fault> {
+    let bytes =
+        std::fs::read(path).map_err(|source| Fault::Io { what: "read", path: path.into(), source })?;
+    serde_json::from_slice(&bytes)
+        .map_err(|e| Fault::File { path: path.into(), problem: format!("is no single result JSON ({e})") })
+}
+
+fn differences(claimed: &TaskResult, again: &TaskResult, tolerance: f32) -> Vec<String> {
+    let (p, q) = (&claimed.provenance, &again.provenance);
+    let texts = [
+        ("provenance digest", &p.digest, &p.compute_digest()),
+        ("backbone SHA-256", &p.backbone_sha256, &q.backbone_sha256),
+        ("plugin SHA-256", &p.plugin_sha256, &q.plugin_sha256),
+        ("graph SHA-256", &p.graph_sha256, &q.graph_sha256),
+        ("recipe SHA-256", &p.recipe_sha256, &q.recipe_sha256),
+        ("tensor SHA-256", &p.tensor_sha256, &q.tensor_sha256),
+    ];
+    let mut out: Vec<String> = texts
+        .iter()
+        .filter(|(_, a, b)| a != b)
+        .map(|(what, a, b)| format!("{what} is {b}, the result says {a}"))
+        .collect();
+    let names = |r: &TaskResult| r.labels.iter().map(|l| l.name.clone()).collect::<Vec<_>>();
+    if names(claimed) != names(again) {
+        out.push(format!("labels are {:?}, the result says {:?}", names(again), names(claimed)));
+        return out;
+    }
+    for (a, b) in claimed.labels.iter().zip(&again.labels) {
+        // Written so that a logit that is no number differs.
+        if !((a.logit - b.logit).abs() <= tolerance) {
+            out.push(format!("the logit of {} is {}, the result says {}", a.name, b.logit, a.logit));
+        }
+        if a.positive != b.positive {
+            out.push(format!("{} is positive: {:?}, the result says {:?}", a.name, b.positive, a.positive));
+        }
+    }
+    out
+}
