@@ -69,7 +69,7 @@ fn run(chore: Chore) -> Result<()> {
             Ok(())
         }
         Chore::Assets { groups, .. } if groups.is_empty() => {
-            assets::ensure(&[Group::Libtorch, Group::Demo, Group::Test, Group::Cross])
+            assets::ensure(&[Group::Libtorch, Group::Demo, Group::Test, Group::Cross, Group::Emulated])
         }
         Chore::Demo => demo::run_chore(),
         Chore::Test { long } => test::run_chore(long),

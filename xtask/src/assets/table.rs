@@ -12,7 +12,6 @@ pub enum Group {
     /// Zig and cargo-zigbuild, for aarch64.
     Cross,
     /// An aarch64 glibc, to run cross-compiled tests under emulation.
-    #[value(skip)]
     Emulated,
     /// npm, for a machine that has none. Fetched when another asset wants it.
     #[value(skip)]
