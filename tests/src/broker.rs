@@ -25,8 +25,13 @@ impl EmbeddedBroker {
             external_auth: None,
             dynamic_filters: true,
         };
-        let server =
-            ServerSettings { name: "demo".into(), listen: address, tls: None, next_connection_delay_ms: 1, connections };
+        let server = ServerSettings {
+            name: "demo".into(),
+            listen: address,
+            tls: None,
+            next_connection_delay_ms: 1,
+            connections,
+        };
         let router = RouterConfig {
             max_connections: 100,
             max_outgoing_packet_count: 200,
@@ -34,7 +39,8 @@ impl EmbeddedBroker {
             max_segment_count: 10,
             ..Default::default()
         };
-        let config = Config { router, v4: Some(HashMap::from([("demo".into(), server)])), ..Default::default() };
+        let config =
+            Config { router, v4: Some(HashMap::from([("demo".into(), server)])), ..Default::default() };
         let mut broker = Broker::new(config);
         std::thread::Builder::new().name("broker".into()).spawn(move || broker.start())?;
         wait_until_open(address)?;

@@ -15,7 +15,8 @@ pub struct Subscriber {
 impl Subscriber {
     /// Subscribes with QoS 1 at the broker on that loopback port; returns once the broker has confirmed it.
     pub fn connect(port: u16, filter: &str) -> Result<Self> {
-        let mut options = MqttOptions::new(format!("subscriber-{}-{port}", std::process::id()), "127.0.0.1", port);
+        let mut options =
+            MqttOptions::new(format!("subscriber-{}-{port}", std::process::id()), "127.0.0.1", port);
         options.set_max_packet_size(1 << 20, 1 << 20).set_keep_alive(Duration::from_secs(30));
         let (client, connection) = Client::new(options, 16);
         client.subscribe(filter, QoS::AtLeastOnce)?;
@@ -24,7 +25,9 @@ impl Subscriber {
         std::thread::Builder::new()
             .name("subscriber".into())
             .spawn(move || listen(connection, &messages_in, &confirmed_in))?;
-        confirmed.recv_timeout(Duration::from_secs(20)).context("the broker did not confirm the subscription")?;
+        confirmed
+            .recv_timeout(Duration::from_secs(20))
+            .context("the broker did not confirm the subscription")?;
         Ok(Self { client, messages })
     }
 

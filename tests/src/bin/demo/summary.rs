@@ -35,8 +35,10 @@ impl Summary {
             serde_json::from_str(&text).with_context(|| path.display().to_string())
         };
         let (fitted, exported) = (json("summary.json")?, json("export.json")?);
-        let label = fitted["labels"].as_object().and_then(|l| l.values().next()).context("the run has no label")?;
-        let number = |value: &Value, what: &str| value.as_f64().with_context(|| format!("the run has no {what}"));
+        let label =
+            fitted["labels"].as_object().and_then(|l| l.values().next()).context("the run has no label")?;
+        let number =
+            |value: &Value, what: &str| value.as_f64().with_context(|| format!("the run has no {what}"));
         let auroc = &label["test_auroc"];
         Ok(Self {
             auroc: number(&auroc["value"], "test AUROC")?,
@@ -58,7 +60,12 @@ impl fmt::Display for Summary {
         writeln!(f, "test AUROC              {:.3} (95 % CI {low:.3} to {high:.3})", self.auroc)?;
         writeln!(f, "frozen linear probe     {:.3}", self.probe_auroc)?;
         writeln!(f, "libtorch against tract  {:.1e} in a logit, at most", self.parity_max_abs)?;
-        writeln!(f, "plugin, graph           {:.2} MB, {:.1} MB", mb(self.plugin_bytes), mb(self.graph_bytes))?;
+        writeln!(
+            f,
+            "plugin, graph           {:.2} MB, {:.1} MB",
+            mb(self.plugin_bytes),
+            mb(self.graph_bytes)
+        )?;
         writeln!(f, "whole demo              {:.0} s", self.seconds)?;
         write!(f, "peak memory of infer    {:.0} MB", self.peak_mb)
     }
