@@ -5,9 +5,13 @@
 //! there is no difference between training and inference.
 
 mod encoder;
+mod network;
 mod parameters;
 
 pub use encoder::{Encoder, Encoding};
+pub use network::{Network, Prediction};
+pub(crate) use network::chunks;
+pub(crate) use parameters::stored;
 pub use parameters::{Factors, Group, Parameters};
 
 use tch::{TchError, Tensor};

@@ -1,0 +1,305 @@
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use trainer::data::Table;
+use trainer::evaluate::{EvaluateError, Predictions, evaluate};
+use trainer::export::{self, export};
+use trainer::fit::{self, fit};
+use trainer::phantom::{self, PhantomError, Suite};
+use trainer::predict;
+use trainer::run::Run;
+use trainer::task::Task;
+use trainer::{Error, device};
+
+/// Fits task plugins for 3D medical image classification on a frozen 2D vision transformer, and exports them.
+///
+/// For research only. Exit code 0: done; 1: a fault of the machine; 2: wrong input or usage.
+#[derive(Parser)]
+#[command(name = "scanside-train", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Fit(Fit),
+    Export(Export),
+    Predict(Predict),
+    Evaluate(Evaluate),
+    Phantom(Phantom),
+}
+
+/// Fit a task's LoRA factors, query and head.
+///
+/// Writes into the run folder: settings.json (every setting), metrics.csv (a line an epoch), last.safetensors and
+/// best.safetensors (checkpoints), predictions.csv and summary.json (the best checkpoint on validation and test volumes).
+/// Interrupted, the same command goes on after the last finished epoch and ends with the same bits.
+#[derive(Args)]
+struct Fit {
+    /// Task file: name, version, labels, recipe, loss, LoRA, training
+    #[arg(long, value_name = "TOML")]
+    task: PathBuf,
+    /// Table with the columns id, split (train, val, test), image and one a label (0, 1 or empty)
+    #[arg(long, value_name = "CSV")]
+    data: PathBuf,
+    /// Backbone weights: safetensors in the naming of Hugging Face, timm or the original code
+    #[arg(long, value_name = "FILE")]
+    backbone: PathBuf,
+    /// Run folder
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Use only the backbone's first N blocks and its final norm [default: the task's, or all]
+    #[arg(long, value_name = "N")]
+    blocks: Option<usize>,
+    /// Also fit a linear probe on frozen embeddings of the same volumes, to compare with
+    #[arg(long)]
+    probe: bool,
+    #[command(flatten)]
+    machine: Machine,
+}
+
+/// Write the task plugin and the merged ONNX graph of a run, and check them against libtorch.
+///
+/// Writes NAME-VERSION.plugin and NAME-VERSION.onnx, and export.json into the run folder. Nothing is left unless the graph
+/// reproduces libtorch's logits to 1e-3 and its embeddings to 1e-3 of their length.
+#[derive(Args)]
+struct Export {
+    /// Run folder of `fit`
+    #[arg(long, value_name = "DIR")]
+    run: PathBuf,
+    /// Folder for plugin and graph
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    moved: Moved,
+    /// Data table, for the scans compared [default: where the run was fitted]
+    #[arg(long, value_name = "CSV")]
+    data: Option<PathBuf>,
+    #[command(flatten)]
+    machine: Machine,
+}
+
+/// Predict every scan of a table with a run's best checkpoint.
+///
+/// Writes CSV: id, split, the labels, logit:LABEL and prob:LABEL. Label columns may be missing from the table.
+#[derive(Args)]
+struct Predict {
+    /// Run folder of `fit`
+    #[arg(long, value_name = "DIR")]
+    run: PathBuf,
+    /// Table with the columns id, split and image
+    #[arg(long, value_name = "CSV")]
+    data: PathBuf,
+    /// File to write [default: standard output]
+    #[arg(long, value_name = "CSV")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    moved: Moved,
+    #[command(flatten)]
+    machine: Machine,
+}
+
+/// AUROC with confidence intervals, average precision, calibration and VLM3D's metrics of predictions.
+#[derive(Args)]
+struct Evaluate {
+    /// Table written by `predict`
+    #[arg(long, value_name = "CSV")]
+    predictions: PathBuf,
+    /// Rows to evaluate; thresholds come from those with split val
+    #[arg(long, default_value = "test")]
+    split: String,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Make labelled volumes with planted findings from real anatomy.
+///
+/// Writes volumes and masks (NIfTI), data.csv, suite.toml and a task.toml ready for `fit`.
+#[derive(Args)]
+struct Phantom {
+    /// Name of a built-in suite (demo, ct-bleed) or a TOML file
+    #[arg(long, value_name = "NAME")]
+    suite: String,
+    /// Folder to write
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Folder with the scans that the suite is made from; `cargo xtask assets` fills it
+    #[arg(long, value_name = "DIR", default_value = "target/assets/scans")]
+    assets: PathBuf,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+#[derive(Args)]
+struct Machine {
+    /// cpu, cuda or cuda:N
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Threads [default: all cores]; a resumed fit keeps those it was started with
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+#[derive(Args)]
+struct Moved {
+    /// Backbone file [default: where the run was fitted]
+    #[arg(long, value_name = "FILE")]
+    backbone: Option<PathBuf>,
+}
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .without_time()
+        .with_max_level(tracing::Level::INFO)
+        .init();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(if is_bad_input(&error) { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Fit(args) => run_fit(args),
+        Command::Export(args) => run_export(args),
+        Command::Predict(args) => run_predict(&args),
+        Command::Evaluate(args) => run_evaluate(&args),
+        Command::Phantom(args) => run_phantom(&args),
+    }
+}
+
+/// Whether the user's file or flag is wrong, rather than the machine at fault.
+fn is_bad_input(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<Error>().is_some_and(Error::is_bad_input)
+            || cause.downcast_ref::<EvaluateError>().is_some_and(EvaluateError::is_bad_input)
+            || cause.downcast_ref::<PhantomError>().is_some_and(PhantomError::is_bad_input)
+    })
+}
+
+fn threads(asked: Option<usize>) -> usize {
+    asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get)).max(1)
+}
+
+/// Prints to standard output; a reader that has gone away is no error.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context("standard output"),
+        _ => Ok(()),
+    }
+}
+
+fn area(x: Option<f64>) -> String {
+    x.map_or("–".into(), |x| format!("{x:.3}"))
+}
+
+fn run_fit(args: Fit) -> Result<()> {
+    let mut task = Task::read(&args.task)?;
+    task.blocks = args.blocks.or(task.blocks);
+    let summary = fit(&fit::Options {
+        task,
+        task_path: args.task,
+        data: args.data,
+        backbone: args.backbone,
+        out: args.out.clone(),
+        device: device::parse(&args.machine.device)?,
+        threads: threads(args.machine.threads),
+        probe: args.probe,
+        stop_after: None,
+        progress: true,
+    })?;
+    let Some(summary) = summary else { return Ok(()) };
+    let mut text = format!(
+        "best epoch {}; AUROC {} on validation, {} on test volumes\n",
+        summary.best_epoch,
+        area(summary.val_auroc),
+        area(summary.test_auroc)
+    );
+    for (label, figures) in &summary.labels {
+        if let Some(auroc) = &figures.test_auroc {
+            let [low, high] = auroc.ci;
+            text += &format!("{label}: test AUROC {:.3} (95 % CI {low:.3} to {high:.3})\n", auroc.value);
+        }
+    }
+    if args.probe {
+        text += &format!("frozen linear probe: test AUROC {}\n", area(summary.probe_auroc));
+    }
+    text += &format!("run folder: {}\n", args.out.display());
+    print(&text)
+}
+
+fn run_export(args: Export) -> Result<()> {
+    let exported = export(&export::Options {
+        run: args.run,
+        out: args.out,
+        backbone: args.moved.backbone,
+        data: args.data,
+        device: device::parse(&args.machine.device)?,
+        threads: threads(args.machine.threads),
+    })?;
+    let parity = &exported.parity;
+    print(&format!(
+        "{} ({} bytes)\n{} ({} bytes)\nlargest difference from libtorch over {} volumes: {:.2e} in a logit, {:.2e} of an \
+         embedding's length, {:.2e} in a slice weight\n",
+        exported.plugin.display(),
+        exported.plugin_bytes,
+        exported.graph.display(),
+        exported.graph_bytes,
+        parity.volumes,
+        parity.logits,
+        parity.embeddings,
+        parity.slice_weights,
+    ))
+}
+
+fn run_predict(args: &Predict) -> Result<()> {
+    tch::set_num_threads(threads(args.machine.threads) as i32);
+    let device = device::parse(&args.machine.device)?;
+    let run = Run::open(&args.run)?;
+    let task = &run.settings().task;
+    let table = Table::read(&args.data, &task.labels, task.loss, true)?;
+    let backbone = run.backbone(args.moved.backbone.as_deref())?;
+    let network = run.network(&backbone, device)?;
+    drop(backbone);
+    let rows = predict::predict(&network, &table, task, true)?;
+    let csv = predict::csv(&table, task, &rows)?;
+    match &args.out {
+        Some(path) => runtime::files::write_atomically(path, &csv)
+            .map_err(|source| Error::Io { path: path.clone(), source }.into()),
+        None => print(&String::from_utf8_lossy(&csv)),
+    }
+}
+
+fn run_evaluate(args: &Evaluate) -> Result<()> {
+    let found = evaluate(&Predictions::read(&args.predictions)?, &args.split)?;
+    print(&if args.json { serde_json::to_string_pretty(&found)? + "\n" } else { format!("{found}\n") })
+}
+
+fn run_phantom(args: &Phantom) -> Result<()> {
+    let suite = Suite::load(&args.suite)?;
+    let bar = indicatif::ProgressBar::new(0);
+    let style = indicatif::ProgressStyle::with_template("{bar:30} {pos}/{len} volumes, {eta} left")?;
+    bar.set_style(style);
+    let progress = |done: usize, of: usize| {
+        bar.set_length(of as u64);
+        bar.set_position(done as u64);
+    };
+    let made = phantom::generate(&suite, &args.assets, &args.out, threads(args.threads), &progress)?;
+    bar.finish_and_clear();
+    let out: &Path = &args.out;
+    print(&format!("{}: {} volumes, {} with a finding\n", out.display(), made.volumes, made.positives))
+}

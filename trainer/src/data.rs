@@ -1,0 +1,9 @@
+//! The data table and the slices that the recipe makes of its scans.
+
+mod augment;
+mod slices;
+mod table;
+
+pub use augment::augment;
+pub use slices::{Cache, Slices, in_order};
+pub use table::{Sample, Split, Table};

@@ -1,0 +1,205 @@
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+use crate::loss::Loss;
+
+/// What a sample is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// Gradients.
+    Train,
+    /// Choice of checkpoint and thresholds.
+    Val,
+    /// Final figures only.
+    Test,
+}
+
+impl Split {
+    /// As in the table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Val => "val",
+            Self::Test => "test",
+        }
+    }
+}
+
+/// One row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    /// Unique in the table.
+    pub id: String,
+    /// What it is used for.
+    pub split: Split,
+    /// NIfTI file, DICOM file or folder of one series; relative paths are taken from the table's folder.
+    pub image: PathBuf,
+    /// One a label of the task, `None` where not known.
+    pub targets: Vec<Option<bool>>,
+    /// Line in the table's file; the header is line 1.
+    pub row: u64,
+}
+
+/// `data.csv`: a header row; `id`, `split`, `image`, and a column a label (0, 1 or empty). Other columns are ignored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Table {
+    /// The file.
+    pub path: PathBuf,
+    /// SHA-256 of its bytes.
+    pub sha256: String,
+    /// Its rows, in order.
+    pub samples: Vec<Sample>,
+}
+
+impl Table {
+    /// Reads and checks a table for `labels`, including that every image is there. With `lenient` a label's column may be
+    /// missing, all its values being unknown then.
+    pub fn read(path: &Path, labels: &[String], loss: Loss, lenient: bool) -> Result<Self, Error> {
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        let whole = |problem: String| Error::Table { path: path.into(), problem };
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(bytes.as_slice());
+        let header = reader.headers().map_err(|e| whole(format!("its header is not CSV ({e})")))?.clone();
+        let column = |name: &str| header.iter().position(|h| h.trim_start_matches('\u{feff}') == name);
+        let need = |name: &str| {
+            column(name).ok_or_else(|| {
+                let found = header.iter().collect::<Vec<_>>().join(", ");
+                whole(format!("it has no column `{name}`; its columns are {found}"))
+            })
+        };
+        let (id, split, image) = (need("id")?, need("split")?, need("image")?);
+        let labels: Vec<(&str, Option<usize>)> = labels
+            .iter()
+            .map(|label| Ok((label.as_str(), if lenient { column(label) } else { Some(need(label)?) })))
+            .collect::<Result<_, Error>>()?;
+
+        let mut seen = HashSet::new();
+        let mut samples = Vec::new();
+        for record in reader.records() {
+            let record = record.map_err(|e| match e.position() {
+                Some(at) => wrong(path, at.line(), format!("it is not CSV with {} fields ({e})", header.len())),
+                None => whole(e.to_string()),
+            })?;
+            let row = record.position().map_or(0, csv::Position::line);
+            let wrong = |problem: String| wrong(path, row, problem);
+            let of = |column: usize| record.get(column).unwrap_or_default();
+            if of(id).is_empty() {
+                return Err(wrong("its id is empty".into()));
+            }
+            if !seen.insert(of(id).to_owned()) {
+                return Err(wrong(format!("its id `{}` is used by an earlier row, ids must be unique", of(id))));
+            }
+            let split = match of(split) {
+                "train" => Split::Train,
+                "val" => Split::Val,
+                "test" => Split::Test,
+                other => return Err(wrong(format!("its split is `{other}`, expected train, val or test"))),
+            };
+            let targets = labels
+                .iter()
+                .map(|&(label, column)| match column.map_or("", of) {
+                    "0" => Ok(Some(false)),
+                    "1" => Ok(Some(true)),
+                    "" => Ok(None),
+                    other => Err(wrong(format!("its label `{label}` is `{other}`, expected 0, 1 or nothing"))),
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            if loss == Loss::Ce {
+                check_exclusive(&targets).map_err(wrong)?;
+            }
+            let file = folder.join(of(image));
+            if of(image).is_empty() || !file.exists() {
+                return Err(wrong(format!("its image {} does not exist", file.display())));
+            }
+            samples.push(Sample { id: of(id).into(), split, image: file, targets, row });
+        }
+        if samples.is_empty() {
+            return Err(whole("it has no rows".into()));
+        }
+        Ok(Self { path: path.into(), sha256: runtime::tensor::sha256(&bytes), samples })
+    }
+
+    /// Indices of the rows of a split, in the table's order.
+    pub fn split(&self, split: Split) -> Vec<usize> {
+        (0..self.samples.len()).filter(|&i| self.samples[i].split == split).collect()
+    }
+}
+
+fn wrong(path: &Path, row: u64, problem: String) -> Error {
+    Error::Row { path: path.into(), row, problem }
+}
+
+/// Under cross-entropy exactly one label holds; it may be unknown which.
+fn check_exclusive(targets: &[Option<bool>]) -> Result<(), String> {
+    let positive = targets.iter().filter(|t| **t == Some(true)).count();
+    let unknown = targets.iter().any(Option::is_none);
+    if positive == 1 || (positive == 0 && unknown) {
+        return Ok(());
+    }
+    Err(format!("{positive} of its labels are 1, but with cross-entropy exactly one must be"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str, loss: Loss, lenient: bool) -> Result<Table, Error> {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["a.nii", "b.nii"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let path = folder.path().join("data.csv");
+        std::fs::write(&path, text).unwrap();
+        Table::read(&path, &["x".into(), "y".into()], loss, lenient)
+    }
+
+    #[test]
+    fn rows_are_read_with_unknown_labels_and_foreign_columns() {
+        let text = "\u{feff}id,split,y,age,x,image\n1,train,1,50,,a.nii\n2, test ,0,,1,b.nii\n";
+        let table = read(text, Loss::Bce, false).unwrap();
+        assert_eq!(table.samples[0].targets, [None, Some(true)]);
+        assert_eq!(table.samples[1].targets, [Some(true), Some(false)]);
+        assert_eq!(table.samples[1].split, Split::Test);
+        assert!(table.samples[1].image.ends_with("b.nii"));
+        assert_eq!((table.split(Split::Train), table.split(Split::Val)), (vec![0], vec![]));
+    }
+
+    #[test]
+    fn labels_may_be_missing_for_prediction_only() {
+        let text = "id,split,image\n1,test,a.nii\n";
+        assert_eq!(read(text, Loss::Bce, true).unwrap().samples[0].targets, [None, None]);
+        assert!(read(text, Loss::Bce, false).unwrap_err().to_string().contains("no column `x`"));
+    }
+
+    #[test]
+    fn each_fault_is_told_with_its_row() {
+        for (rows, row, told) in [
+            ("1,train,a.nii,0,1\n2,train,c.nii,0,1\n", 3, "c.nii does not exist"),
+            ("1,train,,0,1\n", 2, "does not exist"),
+            ("1,train,a.nii,2,1\n", 2, "label `x` is `2`"),
+            ("1,train,a.nii,0,yes\n", 2, "label `y` is `yes`"),
+            ("1,dev,a.nii,0,1\n", 2, "split is `dev`"),
+            ("1,val,a.nii,0,1\n\n1,val,b.nii,0,1\n", 4, "`1` is used by an earlier row"),
+            (",val,a.nii,0,1\n", 2, "id is empty"),
+            ("1,val,a.nii,0\n", 2, "5 fields"),
+        ] {
+            let error = read(&format!("id,split,image,x,y\n{rows}"), Loss::Bce, false).unwrap_err();
+            let text = error.to_string();
+            assert!(error.is_bad_input() && text.contains(told), "{text}");
+            assert!(text.contains(&format!("row {row} of")), "{text}");
+        }
+        assert!(read("", Loss::Bce, false).unwrap_err().to_string().contains("no column `id`"));
+        assert!(read("id,split,image,x,y\n", Loss::Bce, false).unwrap_err().to_string().contains("no rows"));
+    }
+
+    #[test]
+    fn cross_entropy_wants_exactly_one_positive() {
+        let with = |x: &str, y: &str| read(&format!("id,split,image,x,y\n1,val,a.nii,{x},{y}\n"), Loss::Ce, false);
+        assert!(with("1", "0").is_ok() && with("1", "").is_ok() && with("", "").is_ok());
+        assert!(with("1", "1").is_err() && with("0", "0").is_err());
+    }
+}

@@ -1,0 +1,119 @@
+use firmware_config::{GoldenCase, Intensity, Tolerance};
+use runtime::backbone::Tensor;
+use runtime::engine::Engine;
+use runtime::recipe::Prepared;
+use runtime::volume::{Geometry, Volume};
+
+use super::parity::{Parity, both};
+use crate::Error;
+use crate::data::Slices;
+use crate::model::Network;
+use crate::random::{Purpose, generator, unit};
+use crate::task::Task;
+
+/// Golden cases in a plugin.
+const CASES: u64 = 2;
+/// Voxels along x, y and z.
+const DIMS: [usize; 3] = [24, 24, 6];
+/// Voxel spacing in mm.
+const SPACING_MM: [f64; 3] = [4.0, 4.0, 12.0];
+/// Smooth blobs in a volume.
+const BLOBS: usize = 5;
+
+/// A golden case with its input.
+pub(super) struct Golden {
+    pub(super) case: GoldenCase,
+    /// `[nz, ny, nx]`.
+    pub(super) voxels: Tensor,
+}
+
+/// Synthetic volumes with what the engine makes of them; the engine is compared with libtorch on them as well.
+pub(super) fn cases(
+    parity: &mut Parity,
+    task: &Task,
+    network: &Network,
+    engine: &Engine,
+) -> Result<Vec<Golden>, Error> {
+    (0..CASES)
+        .map(|index| {
+            let [nx, ny, nz] = DIMS;
+            let voxels = blobs(&task.recipe.intensity, index);
+            let [x, y, z] = SPACING_MM;
+            let geometry = Geometry::from_columns([[x, 0.0, 0.0], [0.0, y, 0.0], [0.0, 0.0, z]], [0.0; 3]);
+            let volume = Volume::from_parts(DIMS, voxels.clone(), geometry);
+            let prepared = Prepared::new(&volume, &task.recipe).map_err(runtime::Error::from)?;
+            let slices = Slices::of(&prepared);
+            let (expected, found) = both(&slices, task, network, engine)?;
+            parity.add(&expected, &found);
+            let case = GoldenCase {
+                name: format!("blobs-{}", index + 1),
+                spacing_mm: SPACING_MM,
+                heatmap_peak: peak(&found.heatmap, engine.grid()),
+                logits: found.logits,
+                slice_weights: found.slice_weights,
+                tolerance: Tolerance::default(),
+            };
+            Ok(Golden { case, voxels: Tensor::new([nz, ny, nx], voxels) })
+        })
+        .collect()
+}
+
+/// Slice, row and column of the largest value of `[S, gh, gw]`.
+fn peak(heat: &[f32], [gh, gw]: [usize; 2]) -> [usize; 3] {
+    let at = (0..heat.len()).max_by(|&a, &b| heat[a].total_cmp(&heat[b])).unwrap_or(0);
+    [at / (gh * gw), at / gw % gh, at % gw]
+}
+
+/// A few smooth blobs with noise on a dark ground: whole numbers within the recipe's windows, or 0 to 1000.
+fn blobs(intensity: &Intensity, index: u64) -> Vec<f32> {
+    let [low, high] = match intensity {
+        Intensity::Window { windows } => windows
+            .iter()
+            .fold([f64::INFINITY, f64::NEG_INFINITY], |[low, high], w| [low.min(w[0]), high.max(w[1])]),
+        _ => [0.0, 1000.0],
+    };
+    let mut rng = generator(0, Purpose::Golden, 0, index);
+    let centres: Vec<([f64; 3], f64, f64)> = (0..BLOBS)
+        .map(|_| {
+            let centre = DIMS.map(|n| n as f64 * (0.2 + 0.6 * f64::from(unit(&mut rng))));
+            (centre, 2.0 + 4.0 * f64::from(unit(&mut rng)), 0.3 + 0.6 * f64::from(unit(&mut rng)))
+        })
+        .collect();
+    let [nx, ny, nz] = DIMS;
+    let mut voxels = Vec::with_capacity(nx * ny * nz);
+    for (z, y, x) in (0..nz).flat_map(|z| (0..ny).flat_map(move |y| (0..nx).map(move |x| (z, y, x)))) {
+        let mut value = 0.03 * f64::from(unit(&mut rng));
+        for &(centre, radius, height) in &centres {
+            // Along z the voxels are three times as long.
+            let offset = [x as f64 - centre[0], y as f64 - centre[1], 3.0 * (z as f64 - centre[2])];
+            let square: f64 = offset.iter().map(|d| d * d).sum();
+            value += height * libm::exp(-0.5 * square / (radius * radius));
+        }
+        let value = low + (high - low) * value.min(1.0);
+        voxels.push(value.round().clamp(f64::from(i16::MIN), f64::from(i16::MAX)) as f32);
+    }
+    voxels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes_are_whole_numbers_with_contrast_inside_the_windows() {
+        let windows = Intensity::Window { windows: vec![[-1000.0, 400.0], [0.0, 80.0]] };
+        let voxels = blobs(&windows, 0);
+        assert!(voxels.iter().all(|v| v.fract() == 0.0 && (-1000.0..=400.0).contains(v)));
+        let spread = voxels.iter().fold(0.0f32, |m, v| m.max(v - voxels[0]));
+        assert!(spread > 300.0, "{spread}");
+        assert_ne!(voxels, blobs(&windows, 1));
+        assert_eq!(voxels, blobs(&windows, 0));
+    }
+
+    #[test]
+    fn the_peak_is_slice_row_column() {
+        let mut heat = vec![0.0; 2 * 3 * 4];
+        heat[12 + 2 * 4 + 3] = 1.0;
+        assert_eq!(peak(&heat, [3, 4]), [1, 2, 3]);
+    }
+}

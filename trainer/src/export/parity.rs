@@ -1,0 +1,137 @@
+use runtime::engine::{Engine, Output};
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+use crate::data::{Slices, Split, Table};
+use crate::model::{Network, Prediction};
+use crate::task::Task;
+
+/// Largest difference of a logit that is let through.
+const LOGITS: f64 = 1e-3;
+/// Largest difference of an embedding, relative to its length, that is let through.
+const EMBEDDINGS: f64 = 1e-3;
+/// Scans compared, of validation and test each.
+const SCANS: usize = 2;
+
+/// Largest differences between libtorch and the exported graph run by the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Parity {
+    /// Volumes compared, golden cases included.
+    pub volumes: usize,
+    /// Largest absolute difference of a logit.
+    pub logits: f64,
+    /// Largest `|Δh| / |h|` over all slices.
+    pub embeddings: f64,
+    /// Largest absolute difference of a slice weight.
+    pub slice_weights: f64,
+}
+
+impl Parity {
+    /// Compares one volume.
+    pub(super) fn add(&mut self, expected: &Prediction, found: &Output) {
+        self.volumes += 1;
+        self.logits = self.logits.max(largest(&expected.logits, &found.logits));
+        self.slice_weights = self.slice_weights.max(largest(&expected.slice_weights, &found.slice_weights));
+        let dim = expected.embeddings.len() / expected.slice_weights.len().max(1);
+        for (a, b) in expected.embeddings.chunks_exact(dim).zip(found.embeddings.chunks_exact(dim)) {
+            let square = |x: f32| f64::from(x) * f64::from(x);
+            let off: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
+            let length: f64 = a.iter().map(|&a| square(a)).sum();
+            let off = (off / length.max(f64::MIN_POSITIVE)).sqrt();
+            // A NaN must not vanish in `max`.
+            self.embeddings = self.embeddings.max(if off.is_nan() { f64::INFINITY } else { off });
+        }
+    }
+
+    /// An error where a difference is larger than is let through.
+    pub(super) fn enforce(&self) -> Result<(), Error> {
+        for (what, found, limit) in
+            [("the logits", self.logits, LOGITS), ("the slice embeddings", self.embeddings, EMBEDDINGS)]
+        {
+            if found > limit {
+                return Err(Error::Parity { what: what.into(), found, limit });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn largest(a: &[f32], b: &[f32]) -> f64 {
+    let off = a.iter().zip(b).map(|(a, b)| f64::from(a - b).abs());
+    let off = off.map(|d| if d.is_nan() { f64::INFINITY } else { d });
+    if a.len() == b.len() { off.fold(0.0, f64::max) } else { f64::INFINITY }
+}
+
+/// Runs slices through libtorch and through the engine.
+pub(super) fn both(
+    slices: &Slices,
+    task: &Task,
+    network: &Network,
+    engine: &Engine,
+) -> Result<(Prediction, Output), Error> {
+    let each = 3 * slices.size[0] * slices.size[1];
+    let write = |s: usize, out: &mut [f32]| out.copy_from_slice(&slices.values[s * each..][..each]);
+    let found = engine.run(slices.count, &write).map_err(runtime::Error::from)?;
+    Ok((network.predict(slices, task.train.chunk)?, found))
+}
+
+/// Compares on the first scans of validation and test, or of whatever there is.
+pub(super) fn on_scans(
+    parity: &mut Parity,
+    table: &Table,
+    task: &Task,
+    network: &Network,
+    engine: &Engine,
+) -> Result<(), Error> {
+    let of = |split| table.split(split).into_iter().take(SCANS);
+    let mut indices: Vec<usize> = of(Split::Val).chain(of(Split::Test)).collect();
+    if indices.is_empty() {
+        indices = of(Split::Train).collect();
+    }
+    for index in indices {
+        let slices = Slices::load(table, &table.samples[index], &task.recipe)?;
+        let (expected, found) = both(&slices, task, network, engine)?;
+        parity.add(&expected, &found);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prediction(logit: f32, embedding: f32) -> Prediction {
+        let embeddings = vec![3.0, 4.0, 0.0, embedding];
+        Prediction { logits: vec![logit], slice_weights: vec![0.5; 2], embeddings }
+    }
+
+    fn output(logit: f32, embedding: f32) -> Output {
+        let Prediction { logits, slice_weights, embeddings } = prediction(logit, embedding);
+        Output { logits, slice_weights, heatmap: vec![], embeddings }
+    }
+
+    #[test]
+    fn the_largest_difference_counts_and_is_enforced() {
+        let mut parity = Parity::default();
+        parity.add(&prediction(1.0, 2.0), &output(1.0005, 2.001));
+        parity.add(&prediction(1.0, 2.0), &output(1.0, 2.0));
+        assert!((parity.logits - 5e-4).abs() < 1e-6 && (parity.embeddings - 5e-4).abs() < 1e-6);
+        assert_eq!(parity.volumes, 2);
+        parity.enforce().unwrap();
+        parity.add(&prediction(1.0, 2.0), &output(1.002, 2.0));
+        assert!(parity.enforce().unwrap_err().to_string().contains("the logits"));
+        let mut parity = Parity::default();
+        parity.add(&prediction(1.0, 2.0), &output(1.0, 2.003));
+        assert!(parity.enforce().unwrap_err().to_string().contains("embeddings"));
+    }
+
+    #[test]
+    fn values_that_are_not_numbers_never_pass() {
+        for bad in [output(f32::NAN, 2.0), output(1.0, f32::NAN)] {
+            let mut parity = Parity::default();
+            parity.add(&prediction(1.0, 2.0), &bad);
+            parity.add(&prediction(1.0, 2.0), &output(1.0, 2.0));
+            assert!(parity.enforce().is_err());
+        }
+    }
+}

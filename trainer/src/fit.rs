@@ -1,0 +1,347 @@
+//! The fit: epochs of AdamW steps, a checkpoint after each, the best one by validation AUROC.
+//!
+//! A fit that was interrupted goes on after its last finished epoch when it is started again in the same folder, and ends
+//! with the same bits as one that ran through: every draw follows from (seed, epoch, sample), and the thread count is
+//! taken from the checkpoint.
+
+mod checkpoint;
+mod gradient;
+mod report;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::{Deserialize, Serialize};
+use tch::Device;
+
+pub use checkpoint::{Checkpoint, State};
+pub use gradient::{Item, accumulate};
+pub use report::{LabelSummary, Summary};
+
+use crate::Error;
+use crate::data::{Cache, Split, Table, augment, in_order};
+use crate::model::{Encoder, Group, Network, Parameters};
+use crate::optim::{AdamW, Rates, schedule};
+use crate::predict::{self, Row};
+use crate::random::{Purpose, generator, permutation};
+use crate::run::{BackboneFile, DataFile, Settings, file, open_backbone};
+use crate::task::{Augment, Task};
+
+/// What to fit, from what, and where to.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The task.
+    pub task: Task,
+    /// The task file, for messages.
+    pub task_path: PathBuf,
+    /// `data.csv`.
+    pub data: PathBuf,
+    /// Backbone file.
+    pub backbone: PathBuf,
+    /// Run folder.
+    pub out: PathBuf,
+    /// `cpu` or `cuda:N`.
+    pub device: Device,
+    /// libtorch's threads; a resumed fit keeps those of its checkpoint.
+    pub threads: usize,
+    /// Also fit a linear probe on frozen embeddings, to compare with.
+    pub probe: bool,
+    /// Stop after so many epochs of this call, as if interrupted then.
+    pub stop_after: Option<usize>,
+    /// Show a progress bar where standard error is a terminal.
+    pub progress: bool,
+}
+
+/// What an epoch came to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Epoch {
+    /// From 1.
+    pub epoch: usize,
+    /// Mean over the steps.
+    pub train_loss: f64,
+    /// Mean over the validation volumes' known labels.
+    pub val_loss: Option<f64>,
+    /// Mean over the labels of which both classes are among the validation volumes.
+    pub val_auroc: Option<f64>,
+    /// Of the factors, after the last step.
+    pub lr_lora: f64,
+    /// Of query and head, after the last step.
+    pub lr_head: f64,
+    /// Time it took.
+    pub seconds: f64,
+}
+
+impl Epoch {
+    /// Whether this epoch's checkpoint is to be preferred: higher validation AUROC, then lower validation loss; without
+    /// validation volumes the later one.
+    fn better_than(&self, other: &Self) -> bool {
+        let auroc = |e: &Self| e.val_auroc.unwrap_or(f64::NEG_INFINITY);
+        match auroc(self).total_cmp(&auroc(other)) {
+            std::cmp::Ordering::Greater => true,
+            std::cmp::Ordering::Less => false,
+            std::cmp::Ordering::Equal => match (self.val_loss, other.val_loss) {
+                (Some(mine), Some(theirs)) => mine < theirs,
+                _ => true,
+            },
+        }
+    }
+}
+
+/// Fits a task; returns the final figures, or `None` where it stopped early by [`Options::stop_after`].
+pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
+    let task = &options.task;
+    let backbone = open_backbone(&options.backbone, task.blocks)?;
+    task.validate(backbone.arch.patch)
+        .map_err(|problem| Error::Task { path: options.task_path.clone(), problem })?;
+    let table = Table::read(&options.data, &task.labels, task.loss, false)?;
+    let settings = settings(options, &backbone, &table)?;
+    std::fs::create_dir_all(&options.out).map_err(Error::io(&options.out))?;
+
+    let resumed = resume(options, &settings)?;
+    let settings = resumed.as_ref().map_or(settings, |c| c.state.settings.clone());
+    tch::set_num_threads(settings.threads as i32);
+    write_json(&options.out.join(file::SETTINGS), &settings)?;
+
+    let lora = task.lora_spec();
+    let parameters =
+        Parameters::init(&backbone.arch, &lora, task.labels.len(), task.train.seed, options.device)?;
+    let network =
+        Network { encoder: Encoder::new(&backbone, task.recipe.size, options.device)?, parameters };
+    drop(backbone);
+    let named = network.parameters.named.iter();
+    let mut optimiser =
+        AdamW::new(named.map(|(name, tensor)| (name.clone(), tensor.shallow_clone(), Parameters::group(name))))?;
+    let mut state = State { settings, step: 0, history: Vec::new(), best: 0 };
+    if let Some(checkpoint) = resumed {
+        checkpoint.restore(&network.parameters, &mut optimiser)?;
+        state = checkpoint.state;
+        tracing::info!("resuming after epoch {} of {}", state.history.len(), task.train.epochs);
+    }
+    tracing::info!(
+        "{} trainable parameters; {} training, {} validation and {} test volumes; {} threads",
+        network.parameters.count(),
+        state.settings.data.train,
+        state.settings.data.val,
+        state.settings.data.test,
+        state.settings.threads,
+    );
+
+    let cache = Cache::new(&table, &task.recipe, task.train.cache_mb << 20);
+    let mut fit = Fit { task, table: &table, cache: &cache, network, optimiser, progress: options.progress };
+    let mut done = 0;
+    while state.history.len() < task.train.epochs {
+        if options.stop_after == Some(done) {
+            return Ok(None);
+        }
+        fit.epoch_and_checkpoint(&mut state, &options.out)?;
+        done += 1;
+    }
+    report::finish(&fit, &state, options).map(Some)
+}
+
+fn settings(
+    options: &Options,
+    backbone: &runtime::backbone::Backbone,
+    table: &Table,
+) -> Result<Settings, Error> {
+    let absolute = |path: &PathBuf| std::path::absolute(path).map_err(Error::io(path));
+    let count = |split| table.split(split).len();
+    let settings = Settings {
+        build: concat!("scanside-train ", env!("CARGO_PKG_VERSION")).into(),
+        task: options.task.clone(),
+        backbone: BackboneFile {
+            path: absolute(&options.backbone)?,
+            sha256: backbone.sha256.clone(),
+            name: backbone.name(),
+            licence: backbone.licence().into(),
+        },
+        data: DataFile {
+            path: absolute(&options.data)?,
+            sha256: table.sha256.clone(),
+            train: count(Split::Train),
+            val: count(Split::Val),
+            test: count(Split::Test),
+        },
+        threads: options.threads.max(1),
+        device: match options.device {
+            Device::Cuda(n) => format!("cuda:{n}"),
+            _ => "cpu".into(),
+        },
+    };
+    let known = |i: &usize| options.task.loss.terms(&table.samples[*i].targets) > 0;
+    if !table.split(Split::Train).iter().any(known) {
+        let problem = "it has no row with split train and a known label".into();
+        return Err(Error::Table { path: options.data.clone(), problem });
+    }
+    Ok(settings)
+}
+
+/// The last checkpoint in the run folder, if there is one and it belongs to the same fit.
+fn resume(options: &Options, settings: &Settings) -> Result<Option<Checkpoint>, Error> {
+    let path = options.out.join(file::LAST);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let checkpoint = Checkpoint::read(&path)?;
+    if let Some(what) = checkpoint.state.settings.difference(settings) {
+        let problem = format!("it holds a fit with another {what}; choose another --out, or remove it");
+        return Err(Error::Run { path: options.out.clone(), problem });
+    }
+    Ok(Some(checkpoint))
+}
+
+/// Writes pretty JSON; a power cut leaves the old file or the new one.
+pub(crate) fn write_json(path: &std::path::Path, value: &impl Serialize) -> Result<(), Error> {
+    let mut bytes = serde_json::to_vec_pretty(value).map_err(|e| Error::io(path)(e.into()))?;
+    bytes.push(b'\n');
+    runtime::files::write_atomically(path, &bytes).map_err(Error::io(path))
+}
+
+/// A fit under way.
+struct Fit<'a> {
+    task: &'a Task,
+    table: &'a Table,
+    cache: &'a Cache<'a>,
+    network: Network,
+    optimiser: AdamW,
+    progress: bool,
+}
+
+impl Fit<'_> {
+    fn epoch_and_checkpoint(&mut self, state: &mut State, out: &std::path::Path) -> Result<(), Error> {
+        let started = Instant::now();
+        let number = state.history.len() + 1;
+        let bar = self.bar(number);
+        let (train_loss, factor) = self.train(number, state.history.len(), &bar)?;
+        let (val_loss, val_auroc) = self.validate(&bar)?;
+        let train = &self.task.train;
+        let epoch = Epoch {
+            epoch: number,
+            train_loss,
+            val_loss,
+            val_auroc,
+            lr_lora: train.lr_lora * factor,
+            lr_head: train.lr_head * factor,
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        bar.finish_and_clear();
+        tracing::info!("{}", report::line(&epoch, train.epochs));
+        state.history.push(epoch);
+        state.step = self.optimiser.steps();
+        let best = state.best.checked_sub(1).map(|i| &state.history[i]);
+        let improved = best.is_none_or(|best| state.history[number - 1].better_than(best));
+        if improved {
+            state.best = number;
+        }
+        let checkpoint = Checkpoint::of(state.clone(), &self.network, &self.optimiser)?;
+        if improved {
+            checkpoint.write(&out.join(file::BEST))?;
+        }
+        checkpoint.write(&out.join(file::LAST))?;
+        report::write_metrics(&state.history, &out.join(file::METRICS))
+    }
+
+    /// One pass over the training volumes; returns the mean loss of its steps and the last step's schedule factor.
+    fn train(&mut self, epoch: usize, kept: usize, bar: &ProgressBar) -> Result<(f64, f64), Error> {
+        let Self { task, table, cache, network, optimiser, .. } = self;
+        let train = &task.train;
+        let samples = table.split(Split::Train);
+        let mut rng = generator(train.seed, Purpose::Order, epoch as u64, 0);
+        let order: Vec<usize> = permutation(samples.len(), &mut rng).into_iter().map(|i| samples[i]).collect();
+        let per_epoch = samples.len().div_ceil(train.batch) as u64;
+        let total = per_epoch * train.epochs as u64;
+        let warmup = (train.warmup * total as f64).ceil() as u64;
+
+        let prepare = |index: usize| {
+            let slices = cache.get(index)?;
+            if train.augment == Augment::default() {
+                return Ok(slices);
+            }
+            let mut rng = generator(train.seed, Purpose::Augment, epoch as u64, index as u64);
+            Ok(augment(&slices, &train.augment, &mut rng).into())
+        };
+        let (mut sum, mut steps, mut factor) = (0.0, 0u64, 0.0);
+        let (mut batch, mut seen) = (Vec::new(), 0);
+        in_order(&order, prepare, |index, slices| {
+            batch.push((index, slices));
+            seen += 1;
+            bar.inc(1);
+            if batch.len() < train.batch && seen < order.len() {
+                return Ok(());
+            }
+            let items: Vec<Item<'_>> = batch
+                .iter()
+                .map(|(index, slices)| Item { slices, targets: &table.samples[*index].targets })
+                .collect();
+            let loss = accumulate(network, &items, task.loss, train.chunk)?;
+            // The schedule follows epochs and batches, also over a batch of which no label is known.
+            factor = schedule((epoch as u64 - 1) * per_epoch + (seen - 1) as u64 / train.batch as u64, warmup, total);
+            if let Some(loss) = loss {
+                let step = optimiser.steps() + 1;
+                let diverged = |what, value| Error::Diverged { what, value, epoch, step, kept };
+                if !loss.is_finite() {
+                    return Err(diverged("loss", loss));
+                }
+                let norm = optimiser.gradient_norm()?;
+                if !norm.is_finite() {
+                    return Err(diverged("gradient norm", norm));
+                }
+                optimiser.step(|group| match group {
+                    Group::Lora => Rates { lr: train.lr_lora * factor, decay: train.decay_lora },
+                    Group::Head => Rates { lr: train.lr_head * factor, decay: train.decay_head },
+                })?;
+                sum += loss;
+                steps += 1;
+                bar.set_message(format!("loss {:.4}", sum / steps as f64));
+            }
+            batch.clear();
+            Ok(())
+        })?;
+        Ok((sum / steps.max(1) as f64, factor))
+    }
+
+    /// Mean loss and AUROC over the validation volumes.
+    fn validate(&self, bar: &ProgressBar) -> Result<(Option<f64>, Option<f64>), Error> {
+        bar.set_message("validation");
+        let rows = self.predict(&[Split::Val], bar)?;
+        let (mut sum, mut terms) = (0.0, 0);
+        for row in &rows {
+            let targets = &self.table.samples[row.index].targets;
+            let loss = self.task.loss.sum(&tch::Tensor::from_slice(&row.logits), targets)?;
+            sum += loss.f_double_value(&[])?;
+            terms += self.task.loss.terms(targets);
+        }
+        Ok(((terms > 0).then(|| sum / terms as f64), predict::macro_auroc(self.table, self.task, &rows)))
+    }
+
+    /// Logits of all volumes of some splits, in the table's order.
+    fn predict(&self, splits: &[Split], bar: &ProgressBar) -> Result<Vec<Row>, Error> {
+        let samples = &self.table.samples;
+        let indices: Vec<usize> = (0..samples.len()).filter(|&i| splits.contains(&samples[i].split)).collect();
+        let mut rows = Vec::new();
+        in_order(&indices, |i| self.cache.get(i), |index, slices| {
+            let prediction = self.network.predict(&slices, self.task.train.chunk)?;
+            bar.inc(1);
+            rows.push(Row { index, logits: prediction.logits });
+            Ok::<_, Error>(())
+        })?;
+        Ok(rows)
+    }
+
+    fn bar(&self, epoch: usize) -> ProgressBar {
+        let volumes = self.table.samples.iter().filter(|s| s.split != Split::Test).count();
+        bar(self.progress, volumes, &format!("epoch {epoch}/{}", self.task.train.epochs))
+    }
+}
+
+/// A progress bar over volumes; it draws nothing where standard error is no terminal.
+pub(crate) fn bar(shown: bool, volumes: usize, prefix: &str) -> ProgressBar {
+    let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(volumes as u64), target).with_prefix(prefix.to_owned());
+    let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} volumes, {eta} left {msg}");
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

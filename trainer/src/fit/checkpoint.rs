@@ -1,0 +1,98 @@
+use std::path::Path;
+
+use runtime::backbone::Tensors;
+use runtime::tensor::{read_safetensors, safetensors_bytes};
+use serde::{Deserialize, Serialize};
+use tch::{TchError, Tensor};
+
+use super::Epoch;
+use crate::Error;
+use crate::model::{Network, Parameters, stored};
+use crate::optim::AdamW;
+use crate::run::Settings;
+
+const KEY: &str = "scanside.checkpoint";
+
+/// What a checkpoint says beside its tensors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// What the fit was started with; also the thread count, which resuming keeps, since sums depend on it.
+    pub settings: Settings,
+    /// Optimiser steps done.
+    pub step: u64,
+    /// The epochs done.
+    pub history: Vec<Epoch>,
+    /// The best of them, from 1.
+    pub best: usize,
+}
+
+/// A fit after an epoch: parameters and moments (`param.NAME`, `m.NAME`, `v.NAME`) and the state as JSON in the metadata.
+/// There is no generator in it, since every draw follows from seed, epoch and sample.
+pub struct Checkpoint {
+    /// What is not a tensor.
+    pub state: State,
+    tensors: Tensors,
+}
+
+impl Checkpoint {
+    /// Copies everything out of a running fit.
+    pub fn of(state: State, network: &Network, optimiser: &AdamW) -> Result<Self, Error> {
+        let mut tensors = Tensors::new();
+        for (name, tensor) in network.parameters.to_stored()? {
+            tensors.insert(format!("param.{name}"), tensor);
+        }
+        for moments in optimiser.moments() {
+            tensors.insert(format!("m.{}", moments.name), stored(moments.m)?);
+            tensors.insert(format!("v.{}", moments.name), stored(moments.v)?);
+        }
+        Ok(Self { state, tensors })
+    }
+
+    /// Reads a checkpoint.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let file = read_safetensors(path).map_err(runtime::Error::from)?;
+        let unusable = |problem: String| Error::Run { path: path.into(), problem };
+        let json = file.metadata.get(KEY).ok_or_else(|| unusable(format!("it has no metadata {KEY}")))?;
+        let state = serde_json::from_str(json)
+            .map_err(|e| unusable(format!("its metadata is of another version or damaged ({e})")))?;
+        Ok(Self { state, tensors: file.tensors })
+    }
+
+    /// Writes the checkpoint; a power cut leaves the old file or the new one.
+    pub fn write(&self, path: &Path) -> Result<(), Error> {
+        let json = serde_json::to_string(&self.state).map_err(|e| Error::io(path)(e.into()))?;
+        let bytes = safetensors_bytes(&self.tensors, Some((KEY, &json)));
+        runtime::files::write_atomically(path, &bytes).map_err(Error::io(path))
+    }
+
+    /// Factors, query and head, as they stand in a plugin.
+    pub fn content(&self) -> Tensors {
+        let of = |(name, tensor): (&String, &_)| {
+            name.strip_prefix("param.").map(|name| (name.to_owned(), runtime::backbone::Tensor::clone(tensor)))
+        };
+        self.tensors.iter().filter_map(of).collect()
+    }
+
+    /// Puts the parameters back.
+    pub fn load_into(&self, parameters: &Parameters) -> Result<(), Error> {
+        let _guard = tch::no_grad_guard();
+        for (name, tensor) in &parameters.named {
+            tensor.shallow_clone().f_copy_(&self.get(&format!("param.{name}"))?)?;
+        }
+        Ok(())
+    }
+
+    /// Puts parameters and moments back.
+    pub fn restore(&self, parameters: &Parameters, optimiser: &mut AdamW) -> Result<(), Error> {
+        self.load_into(parameters)?;
+        let moments = |name: &str| Ok((self.get(&format!("m.{name}"))?, self.get(&format!("v.{name}"))?));
+        Ok(optimiser.restore(self.state.step, moments)?)
+    }
+
+    fn get(&self, name: &str) -> Result<Tensor, TchError> {
+        let found = self.tensors.get(name);
+        let found = found.ok_or_else(|| TchError::Convert(format!("the checkpoint has no {name}")))?;
+        let dims: Vec<i64> = found.shape.iter().map(|&n| n as i64).collect();
+        Tensor::f_from_slice(&found.data)?.f_reshape(dims)
+    }
+}

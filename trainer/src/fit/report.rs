@@ -1,0 +1,127 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Epoch, Fit, Options, State, bar, write_json};
+use crate::Error;
+use crate::data::Split;
+use crate::metrics::{Auroc, auroc_with_ci};
+use crate::predict::{self, Row};
+use crate::probe;
+use crate::run::{Run, file};
+
+/// Final figures of a fit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// The best epoch, from 1.
+    pub best_epoch: usize,
+    /// Trainable parameters.
+    pub parameters: usize,
+    /// Mean over the labels of which both classes are there, on validation volumes.
+    pub val_auroc: Option<f64>,
+    /// The same on test volumes.
+    pub test_auroc: Option<f64>,
+    /// A label each.
+    pub labels: BTreeMap<String, LabelSummary>,
+    /// Test AUROC of a linear probe on frozen, mean-pooled embeddings of the same volumes, where one was fitted.
+    pub probe_auroc: Option<f64>,
+    /// Time of all epochs together.
+    pub seconds: f64,
+}
+
+/// Figures of one label.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LabelSummary {
+    /// Positive and negative volumes in train, validation and test.
+    pub counts: BTreeMap<String, [usize; 2]>,
+    /// On validation volumes.
+    pub val_auroc: Option<Auroc>,
+    /// On test volumes.
+    pub test_auroc: Option<Auroc>,
+}
+
+/// Predicts with the best checkpoint, fits the probe where asked for, and writes predictions and summary.
+pub(super) fn finish(fit: &Fit<'_>, state: &State, options: &Options) -> Result<Summary, Error> {
+    let run = Run::open(&options.out)?;
+    run.best.load_into(&fit.network.parameters)?;
+    let (table, task) = (fit.table, fit.task);
+    let volumes = state.settings.data.val + state.settings.data.test;
+    let progress = bar(fit.progress, volumes, "predictions");
+    let rows = fit.predict(&[Split::Val, Split::Test], &progress)?;
+    progress.finish_and_clear();
+    let path = options.out.join(file::PREDICTIONS);
+    let csv = predict::csv(table, task, &rows)?;
+    runtime::files::write_atomically(&path, &csv).map_err(Error::io(&path))?;
+
+    let probe_auroc = if options.probe {
+        let progress = bar(fit.progress, table.samples.len(), "linear probe");
+        let auroc = probe::fit(&fit.network.encoder, fit.cache, task, &progress)?;
+        progress.finish_and_clear();
+        auroc
+    } else {
+        None
+    };
+    let of = |split| -> Vec<&Row> { rows.iter().filter(|r| table.samples[r.index].split == split).collect() };
+    let (val, test) = (of(Split::Val), of(Split::Test));
+    let labels = task.labels.iter().enumerate().map(|(l, label)| {
+        let auroc = |rows: &[&Row]| {
+            let (scores, truth) = predict::known(table, task, rows.iter().copied(), l);
+            auroc_with_ci(&scores, &truth)
+        };
+        let counts = [Split::Train, Split::Val, Split::Test].map(|split| {
+            let targets = table.split(split).into_iter().map(|i| table.samples[i].targets[l]);
+            let count = |wanted| targets.clone().filter(|t| *t == Some(wanted)).count();
+            (split.name().to_owned(), [count(true), count(false)])
+        });
+        let summary = LabelSummary {
+            counts: counts.into(),
+            val_auroc: auroc(&val),
+            test_auroc: auroc(&test),
+        };
+        (label.clone(), summary)
+    });
+    let summary = Summary {
+        best_epoch: state.best,
+        parameters: fit.network.parameters.count(),
+        val_auroc: predict::macro_auroc(table, task, val.iter().copied()),
+        test_auroc: predict::macro_auroc(table, task, test.iter().copied()),
+        labels: labels.collect(),
+        probe_auroc,
+        seconds: state.history.iter().map(|e| e.seconds).sum(),
+    };
+    write_json(&options.out.join(file::SUMMARY), &summary)?;
+    Ok(summary)
+}
+
+/// One line for people.
+pub(super) fn line(epoch: &Epoch, of: usize) -> String {
+    let number = |x: Option<f64>| x.map_or("–".into(), |x| format!("{x:.4}"));
+    format!(
+        "epoch {}/{of}: train loss {:.4}, val loss {}, val AUROC {}, {:.1} s",
+        epoch.epoch,
+        epoch.train_loss,
+        number(epoch.val_loss),
+        number(epoch.val_auroc),
+        epoch.seconds,
+    )
+}
+
+/// `metrics.csv`: one line an epoch; what is undefined is empty.
+pub(super) fn write_metrics(history: &[Epoch], path: &Path) -> Result<(), Error> {
+    let mut csv = String::from("epoch,train_loss,val_loss,val_auroc,lr_lora,lr_head,seconds\n");
+    for e in history {
+        let number = |x: Option<f64>| x.map_or(String::new(), |x| x.to_string());
+        csv += &format!(
+            "{},{},{},{},{},{},{:.3}\n",
+            e.epoch,
+            e.train_loss,
+            number(e.val_loss),
+            number(e.val_auroc),
+            e.lr_lora,
+            e.lr_head,
+            e.seconds,
+        );
+    }
+    runtime::files::write_atomically(path, csv.as_bytes()).map_err(Error::io(path))
+}

@@ -1,0 +1,245 @@
+use std::path::Path;
+
+use firmware_config::AttentionLora;
+use runtime::backbone::Backbone;
+use runtime::volume::{Geometry, write_nifti};
+use tempfile::TempDir;
+
+use super::*;
+use crate::data::Slices;
+use crate::export;
+use crate::random::unit;
+use crate::run::Run;
+use crate::task::Lora;
+
+/// A DINOv2 of width 48 with 3 blocks and random weights.
+fn backbone_path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/fixtures/reference/backbones/dinov2_hf_98x84/weights.safetensors")
+}
+
+/// A network for slices of 28 by 42 pixels, of which all parameters, B too, are random.
+pub(crate) fn tiny_network(seed: u64) -> Network {
+    let backbone = Backbone::open(&backbone_path()).unwrap();
+    let lora = Lora { rank: 3, alpha: 6.0, attention: AttentionLora::Fused };
+    let spec = firmware_config::LoraSpec { rank: lora.rank, alpha: lora.alpha, attention: lora.attention };
+    let parameters = Parameters::init(&backbone.arch, &spec, 1, seed, Device::Cpu).unwrap();
+    let _guard = tch::no_grad_guard();
+    for (index, (name, tensor)) in parameters.named.iter().enumerate() {
+        if name.ends_with(".B") {
+            let random: Vec<f32> = values(tensor.numel(), index as u64).iter().map(|x| 0.1 * x).collect();
+            tensor.shallow_clone().copy_(&tch::Tensor::from_slice(&random).view(tensor.size().as_slice()));
+        }
+    }
+    Network { encoder: Encoder::new(&backbone, [28, 42], Device::Cpu).unwrap(), parameters }
+}
+
+fn values(n: usize, seed: u64) -> Vec<f32> {
+    let mut rng = generator(seed, Purpose::Init, 9, 9);
+    (0..n).map(|_| 2.0 * unit(&mut rng) - 1.0).collect()
+}
+
+/// Random slices of 28 by 42 pixels.
+pub(crate) fn slices(count: usize, seed: u64) -> Slices {
+    Slices { count, size: [28, 42], values: values(count * 3 * 28 * 42, seed) }
+}
+
+/// Twenty small volumes, half of them with a bright block in one slice, and a task for them.
+struct Bench {
+    folder: TempDir,
+    task: Task,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut csv = String::from("id,split,image,bright\n");
+        for i in 0..20 {
+            let dims = [14, 14, 3 + i % 4];
+            let mut voxels: Vec<f32> =
+                values(dims.iter().product(), i as u64).iter().map(|x| 200.0 + 100.0 * x).collect();
+            let positive = i % 2;
+            if positive == 1 {
+                let slice = i / 2 % dims[2];
+                for y in 3..9 {
+                    voxels[(slice * 14 + y) * 14 + 4..][..6].fill(700.0);
+                }
+            }
+            let geometry = Geometry::from_columns([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 5.0]], [0.0; 3]);
+            write_nifti(&folder.path().join(format!("{i}.nii.gz")), dims, &voxels, &geometry).unwrap();
+            let split = ["train", "train", "train", "val", "test"][i / 2 % 5];
+            csv += &format!("v{i},{split},{i}.nii.gz,{positive}\n");
+        }
+        std::fs::write(folder.path().join("data.csv"), csv).unwrap();
+        let task = toml::from_str(
+            "name = 'bright'\nversion = '1.2.3'\nlabels = ['bright']\nblocks = 2\nloss = { kind = 'bce' }\n\
+             [recipe]\nplane = 'axial'\nsize = [28, 28]\nintensity = { kind = 'window', windows = [[0, 800]] }\n\
+             [lora]\nrank = 4\n\
+             [train]\nepochs = 3\nlr_lora = 5e-3\nlr_head = 1e-2\nchunk = 8\nseed = 3\n\
+             augment = { flip_columns = true, shift = 1 }\n",
+        )
+        .unwrap();
+        Self { folder, task }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn options(&self, out: &str) -> Options {
+        Options {
+            task: self.task.clone(),
+            task_path: "task.toml".into(),
+            data: self.path("data.csv"),
+            backbone: backbone_path(),
+            out: self.path(out),
+            device: Device::Cpu,
+            threads: 1,
+            probe: false,
+            stop_after: None,
+            progress: false,
+        }
+    }
+}
+
+fn bytes(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap()
+}
+
+#[test]
+fn an_interrupted_fit_ends_with_the_same_bits() {
+    let bench = Bench::new();
+    let straight = fit(&bench.options("straight")).unwrap().unwrap();
+    let stopped = fit(&Options { stop_after: Some(1), ..bench.options("resumed") }).unwrap();
+    assert_eq!(stopped, None);
+    // More threads are asked for; those of the checkpoint are kept.
+    let resumed = fit(&Options { threads: 2, ..bench.options("resumed") }).unwrap().unwrap();
+    let content = |out: &str| Run::open(&bench.path(out)).unwrap().best.content();
+    assert_eq!(content("straight"), content("resumed"));
+    let last = |out: &str| Checkpoint::read(&bench.path(out).join(file::LAST)).unwrap();
+    assert_eq!(last("straight").content(), last("resumed").content());
+    assert_eq!(last("resumed").state.settings.threads, 1);
+    assert_eq!(last("resumed").state.history.len(), 3);
+    let predictions = |out: &str| bytes(&bench.path(out).join(file::PREDICTIONS));
+    assert_eq!(predictions("straight"), predictions("resumed"));
+    assert_eq!(straight.labels, resumed.labels);
+    assert_eq!(straight.labels["bright"].counts["train"], [6, 6]);
+    // Started once more, there is nothing left to do.
+    assert_eq!(fit(&bench.options("resumed")).unwrap().unwrap().labels, resumed.labels);
+}
+
+#[test]
+fn a_fit_learns_and_another_seed_gives_other_weights() {
+    let mut bench = Bench::new();
+    bench.task.train.epochs = 8;
+    let summary = fit(&Options { probe: true, ..bench.options("a") }).unwrap().unwrap();
+    let history = Run::open(&bench.path("a")).unwrap().best.state.history;
+    let loss = |i: usize| Checkpoint::read(&bench.path("a").join(file::LAST)).unwrap().state.history[i].train_loss;
+    assert!(loss(7) < 0.8 * loss(0), "{} {}", loss(0), loss(7));
+    assert!(summary.val_auroc.is_some() && summary.probe_auroc.is_some() && !history.is_empty());
+    let metrics = String::from_utf8(bytes(&bench.path("a").join(file::METRICS))).unwrap();
+    assert_eq!(metrics.lines().count(), 9);
+
+    bench.task.train.epochs = 1;
+    bench.task.train.seed = 4;
+    fit(&bench.options("b")).unwrap();
+    bench.task.train.seed = 5;
+    fit(&bench.options("c")).unwrap();
+    let content = |out: &str| Run::open(&bench.path(out)).unwrap().best.content();
+    assert_ne!(content("b")["lora.patch.B"], content("c")["lora.patch.B"]);
+}
+
+#[test]
+fn a_folder_with_another_fit_is_refused() {
+    let mut bench = Bench::new();
+    fit(&Options { stop_after: Some(1), ..bench.options("run") }).unwrap();
+    let before = bytes(&bench.path("run").join(file::LAST));
+    bench.task.train.seed = 8;
+    let error = fit(&bench.options("run")).unwrap_err();
+    assert!(error.is_bad_input() && error.to_string().contains("another task"), "{error}");
+    assert_eq!(bytes(&bench.path("run").join(file::LAST)), before);
+}
+
+#[test]
+fn a_diverging_fit_stops_and_keeps_the_last_checkpoint() {
+    let mut bench = Bench::new();
+    bench.task.train.warmup = 0.0;
+    // One epoch at a learning rate that breaks every number in its first steps.
+    bench.task.train.lr_lora = 1e30;
+    let error = fit(&bench.options("run")).unwrap_err();
+    let Error::Diverged { epoch, kept, .. } = &error else { panic!("{error}") };
+    assert_eq!((*epoch, *kept), (1, 0));
+    assert!(!error.is_bad_input() && error.to_string().contains("lr_lora"));
+    assert!(!bench.path("run").join(file::BEST).exists());
+}
+
+#[test]
+fn bad_input_is_refused_before_anything_is_written() {
+    let bench = Bench::new();
+    let refuse = |options: Options, told: &str| {
+        let error = fit(&options).unwrap_err();
+        assert!(error.is_bad_input() && error.to_string().contains(told), "{error}");
+        assert!(!options.out.exists());
+    };
+    let task = |change: fn(&mut Task)| {
+        let mut options = bench.options("none");
+        change(&mut options.task);
+        options
+    };
+    refuse(task(|t| t.recipe.size = [30, 28]), "patch size 14");
+    refuse(task(|t| t.labels = vec!["dark".into()]), "no column `dark`");
+    refuse(task(|t| t.blocks = Some(9)), "9");
+    refuse(Options { data: "none.csv".into(), ..bench.options("none") }, "none.csv");
+    refuse(Options { backbone: "none.safetensors".into(), ..bench.options("none") }, "none.safetensors");
+}
+
+#[test]
+fn an_export_reproduces_libtorch_and_its_plugin_rebuilds_the_graph() {
+    let bench = Bench::new();
+    for (name, attention) in [("fused", AttentionLora::Fused), ("separate", AttentionLora::Separate)] {
+        let mut options = bench.options(name);
+        options.task.lora.attention = attention;
+        fit(&options).unwrap();
+        let exported = export::export(&export::Options {
+            run: options.out.clone(),
+            out: bench.path("out"),
+            backbone: None,
+            data: None,
+            device: Device::Cpu,
+            threads: 1,
+        })
+        .unwrap();
+        assert!(exported.parity.logits <= 1e-3 && exported.parity.volumes == 6, "{:?}", exported.parity);
+        let (plugin, sha256) = runtime::plugin::Plugin::read(&bench.path("out/bright-1.2.3.plugin")).unwrap();
+        assert_eq!(sha256, exported.plugin_sha256);
+        let graph = plugin.graph(Backbone::open(&backbone_path()).unwrap()).unwrap();
+        assert_eq!(graph, bytes(&bench.path("out/bright-1.2.3.onnx")));
+        assert_eq!((plugin.manifest.backbone.blocks, plugin.manifest.golden.len()), (Some(2), 2));
+        let threshold = plugin.manifest.labels[0].threshold.as_ref().unwrap();
+        assert_eq!(threshold.rule, "youden on validation");
+        assert!(plugin.card.contains("For research only") && plugin.card.contains("6 positive, 6 negative"));
+    }
+}
+
+#[test]
+fn an_export_on_another_backbone_leaves_no_file() {
+    let bench = Bench::new();
+    fit(&Options { stop_after: Some(1), ..bench.options("run") }).unwrap();
+    let other = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/fixtures/reference/backbones/dinov2_fb_98x84/weights.safetensors");
+    let options = export::Options {
+        run: bench.path("run"),
+        out: bench.path("out"),
+        backbone: Some(other),
+        data: None,
+        device: Device::Cpu,
+        threads: 1,
+    };
+    let error = export::export(&options).unwrap_err();
+    assert!(error.is_bad_input() && error.to_string().contains("SHA-256"), "{error}");
+    assert!(!bench.path("out").exists());
+    // An unfinished fit can be exported; it has no threshold.
+    let exported = export::export(&export::Options { backbone: None, ..options }).unwrap();
+    let (plugin, _) = runtime::plugin::Plugin::read(&exported.plugin).unwrap();
+    assert_eq!(plugin.manifest.labels[0].threshold, None);
+}

@@ -1,0 +1,150 @@
+//! A run folder: what a fit was started with, and what came of it.
+//!
+//! | file | content |
+//! | --- | --- |
+//! | `settings.json` | task with all defaults, backbone, data table, threads, device |
+//! | `last.safetensors`, `best.safetensors` | checkpoints: the last epoch's, and the best one's |
+//! | `metrics.csv` | one line an epoch |
+//! | `predictions.csv` | the best checkpoint on validation and test volumes |
+//! | `summary.json` | final figures |
+
+use std::path::{Path, PathBuf};
+
+use runtime::backbone::Backbone;
+use serde::{Deserialize, Serialize};
+use tch::Device;
+
+use crate::Error;
+use crate::fit::Checkpoint;
+use crate::model::{Encoder, Network, Parameters};
+use crate::task::Task;
+
+/// Names of the files in a run folder.
+pub mod file {
+    /// [`super::Settings`] as JSON.
+    pub const SETTINGS: &str = "settings.json";
+    /// Checkpoint of the last epoch.
+    pub const LAST: &str = "last.safetensors";
+    /// Checkpoint of the best epoch.
+    pub const BEST: &str = "best.safetensors";
+    /// One line an epoch.
+    pub const METRICS: &str = "metrics.csv";
+    /// The best checkpoint on validation and test volumes.
+    pub const PREDICTIONS: &str = "predictions.csv";
+    /// Final figures.
+    pub const SUMMARY: &str = "summary.json";
+}
+
+/// What a fit is started with, every default written out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// What wrote the folder, for example `scanside-train 0.1.0`.
+    pub build: String,
+    /// The task.
+    pub task: Task,
+    /// The backbone.
+    pub backbone: BackboneFile,
+    /// The data table.
+    pub data: DataFile,
+    /// libtorch's threads.
+    pub threads: usize,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+}
+
+/// Which backbone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BackboneFile {
+    /// Where it was.
+    pub path: PathBuf,
+    /// SHA-256 of the file.
+    pub sha256: String,
+    /// What people call it.
+    pub name: String,
+    /// Its licence.
+    pub licence: String,
+}
+
+/// Which data.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DataFile {
+    /// Where the table was.
+    pub path: PathBuf,
+    /// SHA-256 of the table.
+    pub sha256: String,
+    /// Volumes to train on.
+    pub train: usize,
+    /// Volumes to choose the checkpoint by.
+    pub val: usize,
+    /// Volumes for the final figures.
+    pub test: usize,
+}
+
+impl Settings {
+    /// Names what differs in a way that would change the fit; paths and thread count may differ.
+    pub fn difference(&self, other: &Self) -> Option<&'static str> {
+        let checks = [
+            ("task", self.task != other.task),
+            ("backbone", self.backbone.sha256 != other.backbone.sha256),
+            ("data table", self.data.sha256 != other.data.sha256),
+            ("device", self.device != other.device),
+        ];
+        checks.into_iter().find_map(|(what, differs)| differs.then_some(what))
+    }
+}
+
+/// The finished or unfinished fit in a folder.
+pub struct Run {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Its best checkpoint.
+    pub best: Checkpoint,
+}
+
+impl Run {
+    /// Opens a run folder that has a checkpoint.
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        let path = folder.join(file::BEST);
+        if !path.exists() {
+            let problem = format!("it has no {}; run `scanside-train fit` with --out set to it first", file::BEST);
+            return Err(Error::Run { path: folder.into(), problem });
+        }
+        Ok(Self { folder: folder.into(), best: Checkpoint::read(&path)? })
+    }
+
+    /// What the fit was started with.
+    pub fn settings(&self) -> &Settings {
+        &self.best.state.settings
+    }
+
+    /// The backbone of the run, cut to the task's blocks; from `path`, or from where it was.
+    pub fn backbone(&self, path: Option<&Path>) -> Result<Backbone, Error> {
+        let wanted = &self.settings().backbone;
+        let path = path.unwrap_or(&wanted.path);
+        let backbone = open_backbone(path, self.settings().task.blocks)?;
+        if backbone.sha256 != wanted.sha256 {
+            let problem = format!("its SHA-256 is {}, the run was fitted on {}", backbone.sha256, wanted.sha256);
+            return Err(Error::Backbone { path: path.into(), problem });
+        }
+        Ok(backbone)
+    }
+
+    /// The network of the best checkpoint.
+    pub fn network(&self, backbone: &Backbone, device: Device) -> Result<Network, Error> {
+        let task = &self.settings().task;
+        let content = self.best.content();
+        let parameters =
+            Parameters::from_stored(&backbone.arch, &task.lora_spec(), task.labels.len(), &content, device)
+                .map_err(|problem| Error::Run { path: self.folder.join(file::BEST), problem })?;
+        Ok(Network { encoder: Encoder::new(backbone, task.recipe.size, device)?, parameters })
+    }
+}
+
+/// Opens a backbone and cuts it to its first `blocks` blocks.
+pub fn open_backbone(path: &Path, blocks: Option<usize>) -> Result<Backbone, Error> {
+    let mut backbone = Backbone::open(path).map_err(runtime::Error::from)?;
+    if let Some(blocks) = blocks {
+        backbone.truncate(blocks).map_err(runtime::Error::from)?;
+    }
+    Ok(backbone)
+}

@@ -1,0 +1,293 @@
+//! `task.toml`: what is to be learned, and how.
+//!
+//! The least that runs:
+//! ```
+//! # let toml = r#"
+//! name = "lesion"
+//! version = "0.1.0"
+//! labels = ["lesion"]
+//!
+//! [recipe]
+//! plane = "axial"
+//! size = [224, 224]
+//! intensity = { kind = "percentile", low = 1, high = 99 }
+//! # "#;
+//! # let task: trainer::task::Task = toml::from_str(toml).unwrap();
+//! # task.validate(14).unwrap();
+//! ```
+//! Every other key has the default that stands beside it below; a key that is not known is an error.
+
+use std::path::Path;
+
+use firmware_config::{Accepts, Activation, AttentionLora, LoraSpec, Recipe};
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+use crate::loss::Loss;
+
+/// A classification task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Task {
+    /// Lower-case letters, digits and dashes.
+    pub name: String,
+    /// `MAJOR.MINOR.PATCH`.
+    pub version: String,
+    /// The columns of the data table that are learned, in the order of the logits.
+    pub labels: Vec<String>,
+    /// Use only the backbone's first so many blocks, then its final norm. Default: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<usize>,
+    /// How logits become probabilities. Default: softmax for cross-entropy, else sigmoid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activation: Option<Activation>,
+    /// Default: `{ kind = "focal", gamma = 2, alpha = 0.25 }`; also `{ kind = "bce" }`, `{ kind = "ce" }`.
+    #[serde(default)]
+    pub loss: Loss,
+    /// Where the factors sit.
+    #[serde(default)]
+    pub lora: Lora,
+    /// Preprocessing.
+    pub recipe: Recipe,
+    /// What the plugin may be given. Default: nothing is said, and the service does not run the plugin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepts: Option<Accepts>,
+    /// How the fit is run.
+    #[serde(default)]
+    pub train: Train,
+}
+
+/// Rank, scale and form of the factors.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Lora {
+    /// Rank r. Default: 8.
+    pub rank: usize,
+    /// The product of the factors is scaled by alpha / rank. Default: 16.
+    pub alpha: f32,
+    /// `fused`: query, key and value share one A; `separate`: each has its own. Default: fused.
+    pub attention: AttentionLora,
+}
+
+impl Default for Lora {
+    fn default() -> Self {
+        Self { rank: 8, alpha: 16.0, attention: AttentionLora::Fused }
+    }
+}
+
+/// How a fit is run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Train {
+    /// Passes over the training volumes. Default: 100.
+    pub epochs: usize,
+    /// Volumes a step. Default: 4.
+    pub batch: usize,
+    /// Learning rate of the factors. Default: 1e-4.
+    pub lr_lora: f64,
+    /// Learning rate of query and head. Default: 1e-3.
+    pub lr_head: f64,
+    /// Weight decay of the factors. Default: 1e-5.
+    pub decay_lora: f64,
+    /// Weight decay of query and head. Default: 1e-4.
+    pub decay_head: f64,
+    /// Share of all steps over which the learning rates rise; then they follow half a cosine to zero. Default: 0.05.
+    pub warmup: f64,
+    /// Everything random follows from it. Default: 0.
+    pub seed: u64,
+    /// Most slices that go through the network at a time; memory grows with it, the result does not depend on it beyond
+    /// rounding. Default: 16.
+    pub chunk: usize,
+    /// Most memory for prepared slices, in MiB; what does not fit is prepared again in every epoch. Default: 2048.
+    pub cache_mb: usize,
+    /// Changes to the training slices.
+    pub augment: Augment,
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            epochs: 100,
+            batch: 4,
+            lr_lora: 1e-4,
+            lr_head: 1e-3,
+            decay_lora: 1e-5,
+            decay_head: 1e-4,
+            warmup: 0.05,
+            seed: 0,
+            chunk: 16,
+            cache_mb: 2048,
+            augment: Augment::default(),
+        }
+    }
+}
+
+/// Random changes to the training slices, drawn anew for each volume in each epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Augment {
+    /// Mirror the columns of half of the volumes, which exchanges left and right in axial and coronal slices. Default: false.
+    pub flip_columns: bool,
+    /// Mirror the rows of half of the volumes. Default: false.
+    pub flip_rows: bool,
+    /// Move all slices of a volume by up to so many pixels along rows and columns, repeating the edge. Default: 0.
+    pub shift: usize,
+}
+
+impl Task {
+    /// Reads and checks a task file; `patch` as in [`Task::validate`].
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        toml::from_str(&text).map_err(|e| {
+            let line = e.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
+            Error::Task { path: path.into(), problem: format!("line {line}: {}", e.message()) }
+        })
+    }
+
+    /// Checks what types cannot state; `patch` is the backbone's patch size in pixels. One sentence where it fails.
+    pub fn validate(&self, patch: usize) -> Result<(), String> {
+        let invalid = |e: firmware_config::Invalid| e.to_string();
+        firmware_config::Task { name: self.name.clone(), version: self.version.clone() }
+            .validate()
+            .map_err(invalid)?;
+        self.recipe.validate().map_err(invalid)?;
+        if let Some(accepts) = &self.accepts {
+            accepts.validate().map_err(invalid)?;
+        }
+        let wrong = |field: &str, found: &dyn std::fmt::Display, expected: &str| {
+            Err(format!("{field} is {found}, but must be {expected}"))
+        };
+        if self.labels.is_empty() {
+            return wrong("labels", &"empty", "a list of at least one column of the data table");
+        }
+        for (i, label) in self.labels.iter().enumerate() {
+            let reserved = ["id", "split", "image", "mask"].contains(&label.as_str()) || label.contains(':');
+            if label.trim().is_empty() || reserved || self.labels[..i].contains(label) {
+                let found = format!("{label:?} at place {}", i + 1);
+                return wrong("labels", &found, "names that are not id, split, image or mask, without colon, each once");
+            }
+        }
+        if self.recipe.size.iter().any(|n| n % patch != 0) {
+            let expected = format!("two multiples of the backbone's patch size {patch}");
+            return wrong("recipe.size", &format!("{:?}", self.recipe.size), &expected);
+        }
+        if self.loss == Loss::Ce && self.labels.len() < 2 {
+            return wrong("loss", &"ce with one label", "focal or bce, or two labels or more");
+        }
+        if let Loss::Focal { gamma, alpha } = self.loss
+            && !(gamma >= 0.0 && gamma.is_finite() && (0.0..=1.0).contains(&alpha))
+        {
+            return wrong("loss", &format!("gamma {gamma}, alpha {alpha}"), "gamma >= 0 and alpha in 0..1");
+        }
+        if self.activation.is_some_and(|a| a != self.default_activation()) {
+            return wrong("activation", &"at odds with the loss", "softmax with ce, sigmoid with focal and bce");
+        }
+        if !(1..=1024).contains(&self.lora.rank) || !self.lora.alpha.is_finite() {
+            return wrong("lora", &format!("{:?}", self.lora), "a rank of 1 to 1024 and a finite alpha");
+        }
+        if self.blocks == Some(0) {
+            return wrong("blocks", &0, "at least 1");
+        }
+        self.train.validate()
+    }
+
+    /// How logits become probabilities.
+    pub fn activation(&self) -> Activation {
+        self.activation.unwrap_or_else(|| self.default_activation())
+    }
+
+    fn default_activation(&self) -> Activation {
+        if self.loss == Loss::Ce { Activation::Softmax } else { Activation::Sigmoid }
+    }
+
+    /// Rank, scale and form of the factors, as a plugin has them.
+    pub fn lora_spec(&self) -> LoraSpec {
+        LoraSpec { rank: self.lora.rank, alpha: self.lora.alpha, attention: self.lora.attention }
+    }
+}
+
+impl Train {
+    fn validate(&self) -> Result<(), String> {
+        for (field, value) in
+            [("epochs", self.epochs), ("batch", self.batch), ("chunk", self.chunk)]
+        {
+            if value == 0 {
+                return Err(format!("train.{field} is 0, but must be at least 1"));
+            }
+        }
+        for (field, value) in [
+            ("lr_lora", self.lr_lora),
+            ("lr_head", self.lr_head),
+            ("decay_lora", self.decay_lora),
+            ("decay_head", self.decay_head),
+        ] {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(format!("train.{field} is {value}, but must be a number of at least 0"));
+            }
+        }
+        if !(0.0..1.0).contains(&self.warmup) {
+            return Err(format!("train.warmup is {}, but must be a share of all steps, 0 to below 1", self.warmup));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAST: &str = "name = 'lesion'\nversion = '0.1.0'\nlabels = ['lesion']\n\
+         recipe = { plane = 'axial', size = [28, 42], intensity = { kind = 'z-score' } }\n";
+
+    fn task(more: &str) -> Result<Task, String> {
+        let task: Task = toml::from_str(&format!("{LEAST}{more}")).map_err(|e| e.message().to_owned())?;
+        task.validate(14).map(|()| task)
+    }
+
+    #[test]
+    fn defaults_are_the_papers() {
+        let task = task("").unwrap();
+        assert_eq!(task.loss, Loss::Focal { gamma: 2.0, alpha: 0.25 });
+        assert_eq!(task.lora_spec(), LoraSpec { rank: 8, alpha: 16.0, attention: AttentionLora::Fused });
+        assert_eq!((task.train.lr_lora, task.train.decay_lora), (1e-4, 1e-5));
+        assert_eq!((task.train.lr_head, task.train.decay_head), (1e-3, 1e-4));
+        assert_eq!((task.train.epochs, task.activation()), (100, Activation::Sigmoid));
+        let back: Task = toml::from_str(&toml::to_string(&task).unwrap()).unwrap();
+        assert_eq!(back, task);
+    }
+
+    #[test]
+    fn wrong_values_and_unknown_keys_are_named() {
+        for (more, told) in [
+            ("rank = 8", "rank"),
+            ("[train]\nlearning_rate = 1", "learning_rate"),
+            ("[train]\nbatch = 0", "train.batch is 0"),
+            ("[train]\nlr_lora = -1", "train.lr_lora is -1"),
+            ("[train]\nwarmup = 1.5", "train.warmup"),
+            ("[lora]\nrank = 0", "rank"),
+            ("loss = { kind = 'ce' }", "ce with one label"),
+            ("activation = 'softmax'", "activation"),
+            ("loss = { kind = 'focal', alpha = 2 }", "alpha 2"),
+            ("blocks = 0", "blocks is 0"),
+        ] {
+            let error = task(more).unwrap_err();
+            assert!(error.contains(told), "{more}: {error}");
+        }
+        let task = task("").unwrap();
+        assert!(task.validate(16).unwrap_err().contains("multiples of the backbone's patch size 16"));
+        let labels = |labels: &[&str]| Task { labels: labels.iter().map(|&l| l.into()).collect(), ..task.clone() };
+        for bad in [&[][..], &["a", "a"], &["id"], &["logit:a"], &[""]] {
+            assert!(labels(bad).validate(14).unwrap_err().starts_with("labels"), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_toml_is_told_with_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("task.toml");
+        std::fs::write(&path, "name = 'x'\nversion = \n").unwrap();
+        let error = Task::read(&path).unwrap_err();
+        assert!(error.is_bad_input() && error.to_string().contains("line 2"), "{error}");
+        assert!(Task::read(&folder.path().join("none.toml")).unwrap_err().is_bad_input());
+    }
+}
