@@ -1,7 +1,5 @@
 //! Support for the integration tests and the demo.
 
-pub mod broker;
 pub mod dicom;
 pub mod programs;
 pub mod reference;
-pub mod subscriber;
