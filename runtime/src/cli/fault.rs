@@ -7,6 +7,7 @@ use runtime::engine::EngineError;
 use runtime::graph::GraphError;
 use runtime::plugin::PluginError;
 use runtime::publish::PublishError;
+use runtime::report::ReportError;
 use runtime::tensor::TensorError;
 use runtime::volume::VolumeError;
 
@@ -54,7 +55,16 @@ macro_rules! from_modules {
         })*
     };
 }
-from_modules!(BackboneError, EngineError, GraphError, PluginError, PublishError, TensorError, VolumeError);
+from_modules!(
+    BackboneError,
+    EngineError,
+    GraphError,
+    PluginError,
+    PublishError,
+    ReportError,
+    TensorError,
+    VolumeError
+);
 
 impl Fault {
     /// Writing `path` failed.

@@ -8,8 +8,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use runtime::infer::{Classification, Context, LoadedTask};
 use runtime::publish::{Broker, Message, Patience, TopicLevel, publish};
 use runtime::recipe::Prepared;
+use runtime::report::{heatmap, picture};
 use runtime::result::TaskResult;
-use runtime::volume::{Volume, write_nifti};
+use runtime::volume::Volume;
 
 use super::task::{ScanArgs, TaskArgs, default_device};
 use super::{Fault, outputs, say};
@@ -24,6 +25,9 @@ pub struct Infer {
     /// Write where the network looked, as a volume in the scan's space.
     #[arg(long, value_name = "OUT.nii.gz")]
     heatmap: Option<PathBuf>,
+    /// Write a montage of the key slices with the heat map over them.
+    #[arg(long, value_name = "OUT.png")]
+    picture: Option<PathBuf>,
     /// Write the preprocessed slices `[S, 3, H, W]` that the network was given.
     #[arg(long, value_name = "OUT.npy")]
     slices: Option<PathBuf>,
@@ -75,8 +79,11 @@ impl Infer {
 
     /// Every file that is to be written, with its flag and the endings that its name may have.
     fn outputs(&self) -> impl Iterator<Item = (&'static str, &Path, &'static [&'static str])> {
-        let all: [(_, _, &[&str]); 2] =
-            [("--heatmap", &self.heatmap, &[".nii.gz", ".nii"]), ("--slices", &self.slices, &[".npy"])];
+        let all: [(_, _, &[&str]); 3] = [
+            ("--heatmap", &self.heatmap, &[".nii.gz", ".nii"]),
+            ("--picture", &self.picture, &[".png"]),
+            ("--slices", &self.slices, &[".npy"]),
+        ];
         all.into_iter().filter_map(|(flag, path, endings)| Some((flag, path.as_deref()?, endings)))
     }
 
@@ -97,7 +104,7 @@ impl Infer {
             }
         })?;
         bar.finish_and_clear();
-        let pictures = timed(|| self.draw(task, volume, &prepared, &classified))?.1;
+        let pictures = timed(|| self.draw(task, &prepared, &classified))?.1;
         let mut result = classified.result;
         result.timings_ms.extend([
             ("prepare".into(), milliseconds(prepare)),
@@ -110,13 +117,25 @@ impl Infer {
     fn draw(
         &self,
         task: &LoadedTask,
-        volume: &Volume,
         prepared: &Prepared<'_>,
         classified: &Classification,
     ) -> Result<(), Fault> {
+        let (Classification { result, output }, grid) = (classified, task.engine.grid());
         if let Some(path) = &self.heatmap {
-            let voxels = prepared.heatmap_volume(&classified.output.heatmap, task.engine.grid());
-            write_nifti(path, volume.dims, &voxels, &volume.geometry)?;
+            heatmap::write(path, prepared, &output.heatmap, grid)?;
+        }
+        if let Some(path) = &self.picture {
+            let labels: Vec<_> = result.labels.iter().map(|l| (l.name.as_str(), l.probability)).collect();
+            let picture = picture::Picture {
+                task: &result.task.name,
+                version: &result.task.version,
+                labels: &labels,
+                prepared,
+                slice_weights: &output.slice_weights,
+                heatmap: &output.heatmap,
+                grid,
+            };
+            picture::write(path, &picture)?;
         }
         Ok(())
     }
