@@ -159,13 +159,12 @@ impl LoadedTask {
         Ok(Prepared::new(volume, &self.plugin.manifest.recipe)?)
     }
 
-    /// Classifies `volume`, from which `prepared` was made.
+    /// Classifies a volume that [`Self::prepare`] prepared.
     ///
     /// `observe(s, slice)` sees each slice `[3, H, W]` as the network is given it, in any order and from any of the
     /// engine's threads.
     pub fn classify(
         &self,
-        volume: &Volume,
         prepared: &Prepared<'_>,
         context: &Context,
         observe: &(dyn Fn(usize, &[f32]) + Sync),
@@ -178,8 +177,8 @@ impl LoadedTask {
             observe(s, out);
         })?;
         let digests = digests.into_inner().unwrap_or_else(PoisonError::into_inner);
-        self.check_finite(volume, &output)?;
-        let result = self.result(volume, prepared, context, &output, sha256(digests.as_flattened()));
+        self.check_finite(prepared.volume(), &output)?;
+        let result = self.result(prepared, context, &output, sha256(digests.as_flattened()));
         Ok(Classification { result, output })
     }
 
@@ -196,13 +195,13 @@ impl LoadedTask {
 
     fn result(
         &self,
-        volume: &Volume,
         prepared: &Prepared<'_>,
         context: &Context,
         output: &Output,
         tensor_sha256: String,
     ) -> TaskResult {
-        let (manifest, source) = (&self.plugin.manifest, &volume.source);
+        let (manifest, volume) = (&self.plugin.manifest, prepared.volume());
+        let source = &volume.source;
         let (kind, revision) = (Kind::Final, 0);
         TaskResult {
             schema: SCHEMA.into(),

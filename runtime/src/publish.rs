@@ -28,6 +28,9 @@ const MAX_PACKET: usize = 256 << 10;
 /// Unacknowledged messages at a time.
 const IN_FLIGHT: u16 = 16;
 
+/// The pause between connections grows no longer than this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
 /// A message, to be published with QoS 1, not retained.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
@@ -163,7 +166,7 @@ pub async fn publish(
             return Err(PublishError::Unacknowledged { broker, unsent, all, attempts, reason });
         }
         sleep(pause).await;
-        pause *= 2;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
     Ok(())
 }

@@ -236,4 +236,4 @@ pub fn rfc3339(at: SystemTime) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

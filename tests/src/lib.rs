@@ -1,5 +1,9 @@
 //! Support for the integration tests and the demo.
 
+pub mod broker;
 pub mod dicom;
+pub mod fixture;
+pub mod mosquitto;
 pub mod programs;
 pub mod reference;
+pub mod subscriber;

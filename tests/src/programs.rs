@@ -32,3 +32,45 @@ fn folder() -> PathBuf {
         std::env::current_exe().unwrap_or_else(|error| panic!("the test's own path is unknown: {error}"));
     test.ancestors().nth(2).unwrap_or(&test).to_owned()
 }
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Its exit code; none where a signal ended it.
+    pub code: Option<i32>,
+    /// What it printed.
+    pub stdout: String,
+    /// What it told.
+    pub stderr: String,
+}
+
+/// Runs a program to its end.
+///
+/// # Panics
+/// Where it cannot be started, or prints what is no text.
+pub fn run(command: &mut Command) -> Outcome {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
+    let text = |bytes| String::from_utf8(bytes).expect("a program's output is text");
+    Outcome { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+impl Outcome {
+    /// Checks that it succeeded.
+    ///
+    /// # Panics
+    /// Where it did not.
+    pub fn success(&self) {
+        assert_eq!(self.code, Some(0), "{self:?}");
+    }
+
+    /// Checks that it refused its input: exit code 2, nothing on stdout, and one sentence on stderr that contains `part`.
+    ///
+    /// # Panics
+    /// Where it did not.
+    pub fn refused(&self, part: &str) {
+        assert_eq!(self.code, Some(2), "{self:?}");
+        assert!(self.stdout.is_empty(), "{self:?}");
+        assert_eq!(self.stderr.trim_end().lines().count(), 1, "{self:?}");
+        assert!(self.stderr.contains(part), "no {part:?} in {self:?}");
+    }
+}

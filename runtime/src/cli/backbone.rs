@@ -45,7 +45,7 @@ impl Inspect {
         if let Some(blocks) = self.blocks {
             backbone.truncate(blocks)?;
         }
-        say::table(&describe(&backbone, depth))?;
+        let table = describe(&backbone, depth);
         if let Some(path) = &self.save {
             let name = self.name.clone().unwrap_or_else(|| backbone.name());
             let bytes = backbone.to_hugging_face(&name).ok_or_else(|| Fault::File {
@@ -57,10 +57,10 @@ impl Inspect {
             })?;
             write_atomically(path, &bytes).map_err(|source| Fault::write(path, source))?;
         }
-        match (&self.input, &self.out) {
-            (Some(input), Some(out)) => evaluate(backbone, input, out),
-            _ => Ok(()),
+        if let (Some(input), Some(out)) = (&self.input, &self.out) {
+            evaluate(backbone, input, out)?;
         }
+        say::table(&table)
     }
 }
 

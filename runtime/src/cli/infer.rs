@@ -93,7 +93,7 @@ impl Infer {
         let bar = progress(prepared.slices());
         let (classified, encode) = timed(|| {
             let classify = |observe: outputs::Observe<'_>| {
-                task.classify(volume, &prepared, &context, &|s, slice| {
+                task.classify(&prepared, &context, &|s, slice| {
                     observe(s, slice);
                     bar.inc(1);
                 })

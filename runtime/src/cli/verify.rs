@@ -42,7 +42,7 @@ impl Verify {
         };
         let context = Context { device: claimed.device.clone(), created: SystemTime::now() };
         let prepared = task.prepare(volume)?;
-        let again = task.classify(volume, &prepared, &context, &|_, _| {})?.result;
+        let again = task.classify(&prepared, &context, &|_, _| {})?.result;
         let differences = differences(&claimed, &again, self.tolerance);
         if differences.is_empty() {
             return say::line(&format!("{}: reproduced", claimed.result_id));

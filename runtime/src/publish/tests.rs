@@ -101,3 +101,21 @@ fn an_oversized_message_is_refused_before_connecting() {
     let error = run(&closed(), vec![0; MAX_PAYLOAD + 1]).unwrap_err();
     assert!(matches!(error, PublishError::TooLarge { bytes, .. } if bytes == MAX_PAYLOAD + 1), "{error}");
 }
+
+#[test]
+fn topics_follow_the_kind_and_uids_stay_on_this_machine() {
+    let (site, device) = ("north".parse().unwrap(), "ct-2".parse().unwrap());
+    let mut result = crate::result::tests::sample();
+    let mut message = |kind, url| {
+        result.kind = kind;
+        Message::result(&result, &site, &device, &broker(url).unwrap())
+    };
+    let here = message(Kind::Final, "mqtt://127.0.0.1:1883");
+    assert_eq!(here.topic, "scanside/v1/north/ct-2/result/lesion");
+    assert!(String::from_utf8(here.payload).unwrap().contains("1.2.3.4"));
+    let there = message(Kind::Refused, "mqtt://broker.example:1883");
+    assert_eq!(there.topic, "scanside/v1/north/ct-2/refused/lesion");
+    assert!(!String::from_utf8(there.payload).unwrap().contains("1.2.3.4"));
+    assert_eq!(message(Kind::Shadow, "mqtt://a").topic, "scanside/v1/north/ct-2/shadow/lesion");
+    assert_eq!(message(Kind::Preliminary, "mqtt://a").topic, "scanside/v1/north/ct-2/preliminary/lesion");
+}

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::*;
 
-fn sample() -> TaskResult {
+pub(crate) fn sample() -> TaskResult {
     let hash = |c: &str| c.repeat(64);
     let mut provenance = Provenance {
         backbone_sha256: hash("a"),

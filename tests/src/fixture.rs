@@ -1,0 +1,204 @@
+//! A whole task in miniature: a random backbone, a plugin for it, their graph and a scan, in a folder of its own.
+//!
+//! Everything is made from fixed numbers, and small enough to run under emulation.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use firmware_config::{
+    Activation, AttentionLora, BackboneRef, Label, LoraSpec, Manifest, SCHEMA, Task, Threshold,
+};
+use runtime::backbone::Backbone;
+use runtime::plugin::{Plugin, build_graph, content_sha256, expected_content};
+use runtime::tensor::{Tensor, Tensors, safetensors_bytes, sha256};
+use runtime::volume::{AxisCodes, Volume, write_nifti};
+use tempfile::TempDir;
+
+/// Width of the backbone: one head.
+pub const DIM: usize = 64;
+/// Blocks of the backbone.
+pub const DEPTH: usize = 2;
+/// Side of a patch.
+pub const PATCH: usize = 14;
+
+/// The files of a task.
+pub struct Fixture {
+    folder: TempDir,
+    /// The backbone, safetensors in Hugging Face naming.
+    pub backbone: PathBuf,
+    /// The plugin.
+    pub plugin: PathBuf,
+    /// The task graph.
+    pub graph: PathBuf,
+    /// The scan, [`scan`] as `.nii.gz`.
+    pub scan: PathBuf,
+    /// What the plugin says of itself.
+    pub manifest: Manifest,
+}
+
+impl Default for Fixture {
+    fn default() -> Self {
+        Self::new(|_| ())
+    }
+}
+
+impl Fixture {
+    /// A task whose manifest `edit` may change before the graph is built.
+    ///
+    /// # Panics
+    /// Where the disk fails, or the edited manifest gives no graph.
+    pub fn new(edit: impl FnOnce(&mut Manifest)) -> Self {
+        let folder = tempfile::tempdir().expect("a folder for temporary files");
+        let path = |name: &str| folder.path().join(name);
+        let (backbone, plugin, graph, scan_path) =
+            (path("backbone.safetensors"), path("lesion.plugin"), path("lesion.onnx"), path("scan.nii.gz"));
+        fs::write(&backbone, random_backbone(1)).expect("a written backbone");
+        let loaded = Backbone::open(&backbone).expect("a backbone as written");
+        let mut task = random_task(&loaded);
+        edit(&mut task.manifest);
+        seal(&mut task);
+        let bytes = build_graph(loaded, &task.manifest, &task.content).expect("a graph");
+        task.manifest.graph_sha256 = sha256(&bytes);
+        fs::write(&graph, bytes).expect("a written graph");
+        task.write(&plugin).expect("a written plugin");
+        let volume = scan("RAS");
+        write_nifti(&scan_path, volume.dims, &volume.voxels, &volume.geometry).expect("a written scan");
+        Self { folder, backbone, plugin, graph, scan: scan_path, manifest: task.manifest }
+    }
+
+    /// The folder of the files, which goes with the fixture.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// A plugin for `backbone` with random content; two labels, the first with a threshold. Its graph's hash is not known yet.
+///
+/// # Panics
+/// Never: the recipe is valid.
+pub fn random_task(backbone: &Backbone) -> Plugin {
+    let lora = LoraSpec { rank: 2, alpha: 4.0, attention: AttentionLora::Fused };
+    let mut random = Random(2);
+    let content: Tensors = expected_content(&backbone.arch, &lora, 2)
+        .into_iter()
+        .map(|(name, shape)| {
+            let scale = if name.starts_with("lora.") { 0.05 } else { 1.0 };
+            let tensor = random.tensor(&shape, 0.0, scale);
+            (name, tensor)
+        })
+        .collect();
+    let recipe = serde_json::from_str(
+        r#"{"plane":"axial","size":[28,42],"intensity":{"kind":"percentile","low":0.5,"high":99.5}}"#,
+    )
+    .expect("a recipe");
+    let label = |name: &str, threshold| Label { name: name.into(), threshold };
+    let threshold = Threshold { probability: 0.5, rule: "youden on validation".into() };
+    let manifest = Manifest {
+        schema: SCHEMA.into(),
+        task: Task { name: "lesion".into(), version: "1.0.0".into() },
+        labels: vec![label("lesion", Some(threshold)), label("artefact", None)],
+        activation: Activation::Sigmoid,
+        temperature: 1.5,
+        backbone: BackboneRef {
+            name: backbone.name(),
+            sha256: backbone.sha256.clone(),
+            blocks: None,
+            licence: backbone.licence().into(),
+        },
+        lora,
+        recipe,
+        streamable: false,
+        accepts: None,
+        heatmap: "cls-attention".into(),
+        parameters: content.values().map(|t| t.data.len()).sum(),
+        content_sha256: String::new(),
+        graph_sha256: "0".repeat(64),
+        golden: Vec::new(),
+        build: "tests".into(),
+    };
+    let mut plugin =
+        Plugin { manifest, content, golden: Tensors::new(), card: "# lesion\n\nRandom numbers.\n".into() };
+    seal(&mut plugin);
+    plugin
+}
+
+/// Brings what the manifest derives from the rest up to date, the graph's hash apart.
+fn seal(plugin: &mut Plugin) {
+    let manifest = &mut plugin.manifest;
+    manifest.streamable = manifest.recipe.streamable();
+    manifest.content_sha256 = content_sha256(&plugin.content, &manifest.lora, &manifest.recipe);
+}
+
+/// The bytes of a tiny DINOv2 in Hugging Face naming.
+pub fn random_backbone(seed: u64) -> Vec<u8> {
+    const HIDDEN: usize = 2 * DIM;
+    let mut random = Random(seed);
+    let mut out = Tensors::new();
+    let mut put = |name: String, shape: &[usize], mean: f32, scale: f32| {
+        let tensor = random.tensor(shape, mean, scale);
+        out.insert(name, tensor);
+    };
+    put("embeddings.cls_token".into(), &[1, 1, DIM], 0.0, 1.0);
+    put("embeddings.position_embeddings".into(), &[1, 17, DIM], 0.0, 0.5);
+    put("embeddings.patch_embeddings.projection.weight".into(), &[DIM, 3, PATCH, PATCH], 0.0, 0.05);
+    put("embeddings.patch_embeddings.projection.bias".into(), &[DIM], 0.0, 0.1);
+    for n in 0..DEPTH {
+        let block = format!("encoder.layer.{n}");
+        for (part, outputs, inputs) in [
+            ("attention.attention.query", DIM, DIM),
+            ("attention.attention.key", DIM, DIM),
+            ("attention.attention.value", DIM, DIM),
+            ("attention.output.dense", DIM, DIM),
+            ("mlp.fc1", HIDDEN, DIM),
+            ("mlp.fc2", DIM, HIDDEN),
+        ] {
+            put(format!("{block}.{part}.weight"), &[outputs, inputs], 0.0, 0.3);
+            put(format!("{block}.{part}.bias"), &[outputs], 0.0, 0.1);
+        }
+        for norm in ["norm1", "norm2"] {
+            put(format!("{block}.{norm}.weight"), &[DIM], 1.0, 0.1);
+            put(format!("{block}.{norm}.bias"), &[DIM], 0.0, 0.1);
+        }
+        for scale in ["layer_scale1.lambda1", "layer_scale2.lambda1"] {
+            put(format!("{block}.{scale}"), &[DIM], 0.5, 0.1);
+        }
+    }
+    put("layernorm.weight".into(), &[DIM], 1.0, 0.1);
+    put("layernorm.bias".into(), &[DIM], 0.0, 0.1);
+    safetensors_bytes(&out, None)
+}
+
+/// A scan of 20 × 24 × 9 voxels of 2 × 2 × 4 mm, stored as `codes` say, with integer values from 0 to 999, no two slices
+/// alike.
+///
+/// # Panics
+/// Where `codes` are none.
+pub fn scan(codes: &str) -> Volume {
+    let codes: AxisCodes = codes.parse().expect("axis codes");
+    let dims = [20, 24, 9];
+    let mut random = Random(3);
+    let voxels = (0..dims.iter().product::<usize>()).map(|n| {
+        let (i, j, k) = (n % 20, n / 20 % 24, n / 480);
+        let round = (i as f32 - 9.5).powi(2) + (j as f32 - 11.5).powi(2) < 80.0 + 2.0 * k as f32;
+        let noise = 50.0 * (1.0 + random.next());
+        (if round { 400.0 + 40.0 * k as f32 + noise } else { noise }).floor()
+    });
+    Volume::from_parts(dims, voxels.collect(), codes.centred([2.0, 2.0, 4.0], dims))
+}
+
+/// SplitMix64, as numbers from -1 to 1.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    fn tensor(&mut self, shape: &[usize], mean: f32, scale: f32) -> Tensor {
+        let data = (0..shape.iter().product()).map(|_| mean + scale * self.next()).collect();
+        Tensor::new(shape, data)
+    }
+}

@@ -1,0 +1,82 @@
+//! What arrives at a broker.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rumqttc::{Client, Event, MqttOptions, Packet, QoS};
+
+/// A message as a subscriber gets it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received {
+    /// Its topic.
+    pub topic: String,
+    /// Its payload.
+    pub payload: Vec<u8>,
+    /// The quality of service with which it came.
+    pub qos: u8,
+    /// Whether the broker had kept it.
+    pub retained: bool,
+}
+
+/// Collects the messages of a subscription in the background until it is dropped.
+pub struct Subscriber {
+    client: Client,
+    messages: Receiver<Received>,
+}
+
+impl Subscriber {
+    /// Subscribes with QoS 1 at a broker on this machine; returns once the broker has acknowledged it.
+    pub fn new(port: u16, filter: &str) -> Result<Self> {
+        // A broker throws out the elder of two clients of one name.
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("subscriber-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let mut options = MqttOptions::new(name, "127.0.0.1", port);
+        options.set_max_packet_size(1 << 20, 1 << 20).set_keep_alive(Duration::from_secs(30));
+        let (client, mut connection) = Client::new(options, 16);
+        client.subscribe(filter, QoS::AtLeastOnce)?;
+        let (tell, messages) = channel();
+        let (ready, subscribed) = channel();
+        thread::spawn(move || {
+            for event in connection.iter() {
+                match event {
+                    Ok(Event::Incoming(Packet::SubAck(_))) => _ = ready.send(()),
+                    Ok(Event::Incoming(Packet::Publish(p))) => {
+                        let message = Received {
+                            topic: p.topic,
+                            payload: p.payload.to_vec(),
+                            qos: p.qos as u8,
+                            retained: p.retain,
+                        };
+                        if tell.send(message).is_err() {
+                            return;
+                        }
+                    }
+                    Ok(_) => {}
+                    Err(_) => return,
+                }
+            }
+        });
+        subscribed
+            .recv_timeout(Duration::from_secs(20))
+            .with_context(|| format!("the broker on port {port} does not answer"))?;
+        Ok(Self { client, messages })
+    }
+
+    /// The next message, which must come within `patience`.
+    pub fn next(&self, patience: Duration) -> Result<Received> {
+        match self.messages.recv_timeout(patience) {
+            Ok(message) => Ok(message),
+            Err(_) => bail!("no message arrived within {patience:?}"),
+        }
+    }
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        // Ends the thread, too.
+        let _ = self.client.disconnect();
+    }
+}
