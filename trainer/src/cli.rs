@@ -30,6 +30,7 @@ enum Command {
     Export(Export),
     Predict(Predict),
     Evaluate(Evaluate),
+    Report(Report),
     Phantom(Phantom),
 }
 
@@ -117,6 +118,20 @@ struct Evaluate {
     json: bool,
 }
 
+/// Write a run's report: training curves, ROC, calibration, figures and pictures in one HTML file that needs nothing else.
+#[derive(Args)]
+struct Report {
+    /// Run folder of `fit`
+    #[arg(long, value_name = "DIR")]
+    run: PathBuf,
+    /// File to write
+    #[arg(long, value_name = "HTML")]
+    out: PathBuf,
+    /// Picture to show, as `scanside infer --picture` writes it; repeatable
+    #[arg(long, value_name = "PNG")]
+    picture: Vec<PathBuf>,
+}
+
 /// Make labelled volumes with planted findings from real anatomy.
 ///
 /// Writes volumes and masks (NIfTI), data.csv, suite.toml and a task.toml ready for `fit`.
@@ -178,6 +193,7 @@ fn run(command: Command) -> Result<()> {
         Command::Export(args) => run_export(args),
         Command::Predict(args) => run_predict(&args),
         Command::Evaluate(args) => run_evaluate(&args),
+        Command::Report(args) => run_report(&args),
         Command::Phantom(args) => run_phantom(&args),
     }
 }
@@ -287,6 +303,12 @@ fn run_predict(args: &Predict) -> Result<()> {
 fn run_evaluate(args: &Evaluate) -> Result<()> {
     let found = evaluate(&Predictions::read(&args.predictions)?, &args.split)?;
     print(&if args.json { serde_json::to_string_pretty(&found)? + "\n" } else { format!("{found}\n") })
+}
+
+fn run_report(args: &Report) -> Result<()> {
+    let report = trainer::report::gather(&args.run, &args.picture)?;
+    report.write(&args.out).map_err(|source| Error::Io { path: args.out.clone(), source })?;
+    print(&format!("{}\n", args.out.display()))
 }
 
 fn run_phantom(args: &Phantom) -> Result<()> {

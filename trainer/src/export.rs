@@ -177,6 +177,10 @@ fn predictions(run: &Run) -> Result<Option<Predictions>, Error> {
     if predictions.labels == run.settings().task.labels {
         Ok(Some(predictions))
     } else {
-        Err(unusable(format!("its labels are {:?}, the task's {:?}", predictions.labels, run.settings().task.labels)))
+        Err(unusable(format!(
+            "its labels are {:?}, the task's {:?}",
+            predictions.labels,
+            run.settings().task.labels
+        )))
     }
 }

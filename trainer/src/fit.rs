@@ -106,12 +106,12 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
     let lora = task.lora_spec();
     let parameters =
         Parameters::init(&backbone.arch, &lora, task.labels.len(), task.train.seed, options.device)?;
-    let network =
-        Network { encoder: Encoder::new(&backbone, task.recipe.size, options.device)?, parameters };
+    let network = Network { encoder: Encoder::new(&backbone, task.recipe.size, options.device)?, parameters };
     drop(backbone);
     let named = network.parameters.named.iter();
-    let mut optimiser =
-        AdamW::new(named.map(|(name, tensor)| (name.clone(), tensor.shallow_clone(), Parameters::group(name))))?;
+    let mut optimiser = AdamW::new(
+        named.map(|(name, tensor)| (name.clone(), tensor.shallow_clone(), Parameters::group(name))),
+    )?;
     let mut state = State { settings, step: 0, history: Vec::new(), best: 0 };
     if let Some(checkpoint) = resumed {
         checkpoint.restore(&network.parameters, &mut optimiser)?;
@@ -248,7 +248,8 @@ impl Fit<'_> {
         let train = &task.train;
         let samples = table.split(Split::Train);
         let mut rng = generator(train.seed, Purpose::Order, epoch as u64, 0);
-        let order: Vec<usize> = permutation(samples.len(), &mut rng).into_iter().map(|i| samples[i]).collect();
+        let order: Vec<usize> =
+            permutation(samples.len(), &mut rng).into_iter().map(|i| samples[i]).collect();
         let per_epoch = samples.len().div_ceil(train.batch) as u64;
         let total = per_epoch * train.epochs as u64;
         let warmup = (train.warmup * total as f64).ceil() as u64;
@@ -276,7 +277,11 @@ impl Fit<'_> {
                 .collect();
             let loss = accumulate(network, &items, task.loss, train.chunk)?;
             // The schedule follows epochs and batches, also over a batch of which no label is known.
-            factor = schedule((epoch as u64 - 1) * per_epoch + (seen - 1) as u64 / train.batch as u64, warmup, total);
+            factor = schedule(
+                (epoch as u64 - 1) * per_epoch + (seen - 1) as u64 / train.batch as u64,
+                warmup,
+                total,
+            );
             if let Some(loss) = loss {
                 let step = optimiser.steps() + 1;
                 let diverged = |what, value| Error::Diverged { what, value, epoch, step, kept };
@@ -318,14 +323,19 @@ impl Fit<'_> {
     /// Logits of all volumes of some splits, in the table's order.
     fn predict(&self, splits: &[Split], bar: &ProgressBar) -> Result<Vec<Row>, Error> {
         let samples = &self.table.samples;
-        let indices: Vec<usize> = (0..samples.len()).filter(|&i| splits.contains(&samples[i].split)).collect();
+        let indices: Vec<usize> =
+            (0..samples.len()).filter(|&i| splits.contains(&samples[i].split)).collect();
         let mut rows = Vec::new();
-        in_order(&indices, |i| self.cache.get(i), |index, slices| {
-            let prediction = self.network.predict(&slices, self.task.train.chunk)?;
-            bar.inc(1);
-            rows.push(Row { index, logits: prediction.logits });
-            Ok::<_, Error>(())
-        })?;
+        in_order(
+            &indices,
+            |i| self.cache.get(i),
+            |index, slices| {
+                let prediction = self.network.predict(&slices, self.task.train.chunk)?;
+                bar.inc(1);
+                rows.push(Row { index, logits: prediction.logits });
+                Ok::<_, Error>(())
+            },
+        )?;
         Ok(rows)
     }
 

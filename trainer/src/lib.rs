@@ -22,6 +22,7 @@ pub mod phantom;
 pub mod predict;
 pub mod probe;
 pub mod random;
+pub mod report;
 pub mod run;
 pub mod task;
 

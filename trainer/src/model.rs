@@ -9,8 +9,8 @@ mod network;
 mod parameters;
 
 pub use encoder::{Encoder, Encoding};
-pub use network::{Network, Prediction};
 pub(crate) use network::chunks;
+pub use network::{Network, Prediction};
 pub(crate) use parameters::stored;
 pub use parameters::{Factors, Group, Parameters};
 

@@ -27,13 +27,19 @@ pub fn fit(
     let indices: Vec<usize> = (0..table.samples.len()).collect();
     let mut features: Vec<Vec<f64>> = Vec::with_capacity(indices.len());
     let _guard = tch::no_grad_guard();
-    in_order(&indices, |i| cache.get(i), |_, slices| {
-        let cls = chunks(&slices, task.train.chunk, encoder.device(), |x| Ok(encoder.encode(x, None, false)?.cls))?;
-        let mean = stored(&cls.f_mean_dim(0i64, false, None)?)?;
-        features.push(mean.data.into_iter().map(f64::from).collect());
-        progress.inc(1);
-        Ok::<_, Error>(())
-    })?;
+    in_order(
+        &indices,
+        |i| cache.get(i),
+        |_, slices| {
+            let cls = chunks(&slices, task.train.chunk, encoder.device(), |x| {
+                Ok(encoder.encode(x, None, false)?.cls)
+            })?;
+            let mean = stored(&cls.f_mean_dim(0i64, false, None)?)?;
+            features.push(mean.data.into_iter().map(f64::from).collect());
+            progress.inc(1);
+            Ok::<_, Error>(())
+        },
+    )?;
     standardise(&mut features, &table.split(Split::Train));
 
     let per_label = (0..task.labels.len()).map(|label| {
@@ -85,7 +91,8 @@ impl Head {
         let mut w = vec![0.0; d + 1];
         let penalty = |k: usize| if k < d { penalty } else { 1e-9 };
         let objective = |w: &[f64]| {
-            let loss = rows.iter().zip(labels).map(|(x, &y)| softplus(if y { -1.0 } else { 1.0 } * score(w, x)));
+            let loss =
+                rows.iter().zip(labels).map(|(x, &y)| softplus(if y { -1.0 } else { 1.0 } * score(w, x)));
             loss.sum::<f64>() + w.iter().enumerate().map(|(k, w)| 0.5 * penalty(k) * w * w).sum::<f64>()
         };
         let mut value = objective(&w);
@@ -173,8 +180,9 @@ mod tests {
     /// scikit-learn's `LogisticRegression(C=1/λ)` minimises the same objective; at its minimum the gradient is zero.
     #[test]
     fn the_head_is_the_minimum_of_its_objective() {
-        let rows: Vec<Vec<f64>> =
-            (0..40).map(|i| (0..3).map(|k| f64::from((i * (k + 3) * 7 + k) % 11) / 5.0 - 1.0).collect()).collect();
+        let rows: Vec<Vec<f64>> = (0..40)
+            .map(|i| (0..3).map(|k| f64::from((i * (k + 3) * 7 + k) % 11) / 5.0 - 1.0).collect())
+            .collect();
         let labels: Vec<bool> = rows.iter().map(|x| x[0] + 0.4 * x[1] * x[2] > 0.1).collect();
         let rows: Vec<&[f64]> = rows.iter().map(Vec::as_slice).collect();
         for penalty in [0.1, 10.0] {

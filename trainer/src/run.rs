@@ -106,7 +106,8 @@ impl Run {
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let path = folder.join(file::BEST);
         if !path.exists() {
-            let problem = format!("it has no {}; run `scanside-train fit` with --out set to it first", file::BEST);
+            let problem =
+                format!("it has no {}; run `scanside-train fit` with --out set to it first", file::BEST);
             return Err(Error::Run { path: folder.into(), problem });
         }
         Ok(Self { folder: folder.into(), best: Checkpoint::read(&path)? })
@@ -123,7 +124,8 @@ impl Run {
         let path = path.unwrap_or(&wanted.path);
         let backbone = open_backbone(path, self.settings().task.blocks)?;
         if backbone.sha256 != wanted.sha256 {
-            let problem = format!("its SHA-256 is {}, the run was fitted on {}", backbone.sha256, wanted.sha256);
+            let problem =
+                format!("its SHA-256 is {}, the run was fitted on {}", backbone.sha256, wanted.sha256);
             return Err(Error::Backbone { path: path.into(), problem });
         }
         Ok(backbone)

@@ -164,7 +164,11 @@ impl Task {
             let reserved = ["id", "split", "image", "mask"].contains(&label.as_str()) || label.contains(':');
             if label.trim().is_empty() || reserved || self.labels[..i].contains(label) {
                 let found = format!("{label:?} at place {}", i + 1);
-                return wrong("labels", &found, "names that are not id, split, image or mask, without colon, each once");
+                return wrong(
+                    "labels",
+                    &found,
+                    "names that are not id, split, image or mask, without colon, each once",
+                );
             }
         }
         if self.recipe.size.iter().any(|n| n % patch != 0) {
@@ -180,7 +184,11 @@ impl Task {
             return wrong("loss", &format!("gamma {gamma}, alpha {alpha}"), "gamma >= 0 and alpha in 0..1");
         }
         if self.activation.is_some_and(|a| a != self.default_activation()) {
-            return wrong("activation", &"at odds with the loss", "softmax with ce, sigmoid with focal and bce");
+            return wrong(
+                "activation",
+                &"at odds with the loss",
+                "softmax with ce, sigmoid with focal and bce",
+            );
         }
         if !(1..=1024).contains(&self.lora.rank) || !self.lora.alpha.is_finite() {
             return wrong("lora", &format!("{:?}", self.lora), "a rank of 1 to 1024 and a finite alpha");
@@ -208,9 +216,7 @@ impl Task {
 
 impl Train {
     fn validate(&self) -> Result<(), String> {
-        for (field, value) in
-            [("epochs", self.epochs), ("batch", self.batch), ("chunk", self.chunk)]
-        {
+        for (field, value) in [("epochs", self.epochs), ("batch", self.batch), ("chunk", self.chunk)] {
             if value == 0 {
                 return Err(format!("train.{field} is 0, but must be at least 1"));
             }
@@ -226,7 +232,10 @@ impl Train {
             }
         }
         if !(0.0..1.0).contains(&self.warmup) {
-            return Err(format!("train.warmup is {}, but must be a share of all steps, 0 to below 1", self.warmup));
+            return Err(format!(
+                "train.warmup is {}, but must be a share of all steps, 0 to below 1",
+                self.warmup
+            ));
         }
         Ok(())
     }
@@ -275,7 +284,8 @@ mod tests {
         }
         let task = task("").unwrap();
         assert!(task.validate(16).unwrap_err().contains("multiples of the backbone's patch size 16"));
-        let labels = |labels: &[&str]| Task { labels: labels.iter().map(|&l| l.into()).collect(), ..task.clone() };
+        let labels =
+            |labels: &[&str]| Task { labels: labels.iter().map(|&l| l.into()).collect(), ..task.clone() };
         for bad in [&[][..], &["a", "a"], &["id"], &["logit:a"], &[""]] {
             assert!(labels(bad).validate(14).unwrap_err().starts_with("labels"), "{bad:?}");
         }

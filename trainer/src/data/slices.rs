@@ -26,8 +26,7 @@ pub struct Slices {
 impl Slices {
     /// Reads a sample's scan and prepares all its slices.
     pub fn load(table: &Table, sample: &Sample, recipe: &Recipe) -> Result<Self, Error> {
-        let unusable =
-            |e: runtime::Error| Error::Scan { id: sample.id.clone(), source: Box::new(e) };
+        let unusable = |e: runtime::Error| Error::Scan { id: sample.id.clone(), source: Box::new(e) };
         let volumes = read(&sample.image, &ReadOptions::default()).map_err(|e| unusable(e.into()))?;
         let [volume] = volumes.as_slice() else {
             let problem = format!(
@@ -124,11 +123,15 @@ mod tests {
     fn results_come_in_order_and_errors_stop_both_sides() {
         let items: Vec<usize> = (0..20).rev().collect();
         let mut seen = Vec::new();
-        let all = in_order(&items, |i| Ok::<_, String>(i * i), |i, square| {
-            assert_eq!(square, i * i);
-            seen.push(i);
-            Ok(())
-        });
+        let all = in_order(
+            &items,
+            |i| Ok::<_, String>(i * i),
+            |i, square| {
+                assert_eq!(square, i * i);
+                seen.push(i);
+                Ok(())
+            },
+        );
         assert_eq!((all, seen), (Ok(()), items.clone()));
         let made = in_order(&items, |i| if i == 7 { Err("made") } else { Ok(()) }, |_, ()| Ok(()));
         assert_eq!(made, Err("made"));

@@ -81,7 +81,9 @@ impl Table {
         let mut samples = Vec::new();
         for record in reader.records() {
             let record = record.map_err(|e| match e.position() {
-                Some(at) => wrong(path, at.line(), format!("it is not CSV with {} fields ({e})", header.len())),
+                Some(at) => {
+                    wrong(path, at.line(), format!("it is not CSV with {} fields ({e})", header.len()))
+                }
                 None => whole(e.to_string()),
             })?;
             let row = record.position().map_or(0, csv::Position::line);
@@ -91,7 +93,10 @@ impl Table {
                 return Err(wrong("its id is empty".into()));
             }
             if !seen.insert(of(id).to_owned()) {
-                return Err(wrong(format!("its id `{}` is used by an earlier row, ids must be unique", of(id))));
+                return Err(wrong(format!(
+                    "its id `{}` is used by an earlier row, ids must be unique",
+                    of(id)
+                )));
             }
             let split = match of(split) {
                 "train" => Split::Train,
@@ -105,7 +110,9 @@ impl Table {
                     "0" => Ok(Some(false)),
                     "1" => Ok(Some(true)),
                     "" => Ok(None),
-                    other => Err(wrong(format!("its label `{label}` is `{other}`, expected 0, 1 or nothing"))),
+                    other => {
+                        Err(wrong(format!("its label `{label}` is `{other}`, expected 0, 1 or nothing")))
+                    }
                 })
                 .collect::<Result<Vec<_>, _>>()?;
             if loss == Loss::Ce {
@@ -198,7 +205,8 @@ mod tests {
 
     #[test]
     fn cross_entropy_wants_exactly_one_positive() {
-        let with = |x: &str, y: &str| read(&format!("id,split,image,x,y\n1,val,a.nii,{x},{y}\n"), Loss::Ce, false);
+        let with =
+            |x: &str, y: &str| read(&format!("id,split,image,x,y\n1,val,a.nii,{x},{y}\n"), Loss::Ce, false);
         assert!(with("1", "0").is_ok() && with("1", "").is_ok() && with("", "").is_ok());
         assert!(with("1", "1").is_err() && with("0", "0").is_err());
     }

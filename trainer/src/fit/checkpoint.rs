@@ -68,7 +68,8 @@ impl Checkpoint {
     /// Factors, query and head, as they stand in a plugin.
     pub fn content(&self) -> Tensors {
         let of = |(name, tensor): (&String, &_)| {
-            name.strip_prefix("param.").map(|name| (name.to_owned(), runtime::backbone::Tensor::clone(tensor)))
+            name.strip_prefix("param.")
+                .map(|name| (name.to_owned(), runtime::backbone::Tensor::clone(tensor)))
         };
         self.tensors.iter().filter_map(of).collect()
     }

@@ -74,13 +74,7 @@ fn together(network: &Network, items: &[&Item<'_>], loss: Loss, share: f64) -> R
     total.f_double_value(&[])
 }
 
-fn long(
-    network: &Network,
-    item: &Item<'_>,
-    loss: Loss,
-    chunk: usize,
-    share: f64,
-) -> Result<f64, TchError> {
+fn long(network: &Network, item: &Item<'_>, loss: Loss, chunk: usize, share: f64) -> Result<f64, TchError> {
     let device = network.encoder.device();
     let embeddings = {
         let _guard = tch::no_grad_guard();

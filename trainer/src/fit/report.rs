@@ -74,11 +74,8 @@ pub(super) fn finish(fit: &Fit<'_>, state: &State, options: &Options) -> Result<
             let count = |wanted| targets.clone().filter(|t| *t == Some(wanted)).count();
             (split.name().to_owned(), [count(true), count(false)])
         });
-        let summary = LabelSummary {
-            counts: counts.into(),
-            val_auroc: auroc(&val),
-            test_auroc: auroc(&test),
-        };
+        let summary =
+            LabelSummary { counts: counts.into(), val_auroc: auroc(&val), test_auroc: auroc(&test) };
         (label.clone(), summary)
     });
     let summary = Summary {

@@ -65,7 +65,8 @@ impl Bench {
                     voxels[(slice * 14 + y) * 14 + 4..][..6].fill(700.0);
                 }
             }
-            let geometry = Geometry::from_columns([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 5.0]], [0.0; 3]);
+            let geometry =
+                Geometry::from_columns([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 5.0]], [0.0; 3]);
             write_nifti(&folder.path().join(format!("{i}.nii.gz")), dims, &voxels, &geometry).unwrap();
             let split = ["train", "train", "train", "val", "test"][i / 2 % 5];
             csv += &format!("v{i},{split},{i}.nii.gz,{positive}\n");
@@ -134,7 +135,8 @@ fn a_fit_learns_and_another_seed_gives_other_weights() {
     bench.task.train.epochs = 8;
     let summary = fit(&Options { probe: true, ..bench.options("a") }).unwrap().unwrap();
     let history = Run::open(&bench.path("a")).unwrap().best.state.history;
-    let loss = |i: usize| Checkpoint::read(&bench.path("a").join(file::LAST)).unwrap().state.history[i].train_loss;
+    let loss =
+        |i: usize| Checkpoint::read(&bench.path("a").join(file::LAST)).unwrap().state.history[i].train_loss;
     assert!(loss(7) < 0.8 * loss(0), "{} {}", loss(0), loss(7));
     assert!(summary.val_auroc.is_some() && summary.probe_auroc.is_some() && !history.is_empty());
     let metrics = String::from_utf8(bytes(&bench.path("a").join(file::METRICS))).unwrap();

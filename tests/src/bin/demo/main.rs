@@ -238,7 +238,8 @@ fn received(subscriber: &Subscriber, printed: &Finished) -> Result<TaskResult> {
     let message = subscriber.next(PATIENCE)?;
     let printed: TaskResult =
         serde_json::from_str(printed.stdout.trim()).context("scanside printed no result")?;
-    let result: TaskResult = serde_json::from_slice(&message.payload).context("the broker delivered no result")?;
+    let result: TaskResult =
+        serde_json::from_slice(&message.payload).context("the broker delivered no result")?;
     ensure!(result == printed, "the delivered result differs from the printed one");
     println!("received on {}:", message.topic);
     for label in &result.labels {
