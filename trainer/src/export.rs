@@ -159,11 +159,18 @@ fn labels(run: &Run) -> Result<Vec<Label>, Error> {
     };
     let label = |(index, name): (usize, &String)| {
         let (probabilities, truth) = predictions.of(index, "val");
-        let threshold = youden(&probabilities, &truth)
-            .map(|point| Threshold { probability: point.threshold, rule: "youden on validation".into() });
+        let threshold = youden(&probabilities, &truth).map(|point| Threshold {
+            probability: short(point.threshold),
+            rule: "youden on validation".into(),
+        });
         Label { name: name.clone(), threshold }
     };
     Ok(names.iter().enumerate().map(label).collect())
+}
+
+/// Seven significant digits, which every JSON reader gives back as the same number.
+fn short(probability: f64) -> f64 {
+    format!("{probability:.6e}").parse().unwrap_or(probability)
 }
 
 /// The best checkpoint's predictions on validation and test volumes, which a finished fit has left.

@@ -86,7 +86,7 @@ impl Table {
                 }
                 None => whole(e.to_string()),
             })?;
-            let row = record.position().map_or(0, csv::Position::line);
+            let row = record.position().map_or(0, |at| line(&bytes, at));
             let wrong = |problem: String| wrong(path, row, problem);
             let of = |column: usize| record.get(column).unwrap_or_default();
             if of(id).is_empty() {
@@ -134,6 +134,12 @@ impl Table {
     pub fn split(&self, split: Split) -> Vec<usize> {
         (0..self.samples.len()).filter(|&i| self.samples[i].split == split).collect()
     }
+}
+
+/// The line that a record starts at; the reader's own position lies before the empty lines that it skips.
+fn line(bytes: &[u8], at: &csv::Position) -> u64 {
+    let skipped = bytes[at.byte() as usize..].iter().take_while(|b| matches!(b, b'\r' | b'\n'));
+    at.line() + skipped.filter(|b| **b == b'\n').count() as u64
 }
 
 fn wrong(path: &Path, row: u64, problem: String) -> Error {
@@ -192,6 +198,7 @@ mod tests {
             ("1,dev,a.nii,0,1\n", 2, "split is `dev`"),
             ("1,val,a.nii,0,1\n\n1,val,b.nii,0,1\n", 4, "`1` is used by an earlier row"),
             (",val,a.nii,0,1\n", 2, "id is empty"),
+            ("1,val,a.nii,0,1\r\n1,val,b.nii,0,1\r\n", 3, "`1` is used by an earlier row"),
             ("1,val,a.nii,0\n", 2, "5 fields"),
         ] {
             let error = read(&format!("id,split,image,x,y\n{rows}"), Loss::Bce, false).unwrap_err();

@@ -132,15 +132,15 @@ fn an_interrupted_fit_ends_with_the_same_bits() {
 #[test]
 fn a_fit_learns_and_another_seed_gives_other_weights() {
     let mut bench = Bench::new();
-    bench.task.train.epochs = 8;
+    bench.task.train.epochs = 30;
     let summary = fit(&Options { probe: true, ..bench.options("a") }).unwrap().unwrap();
     let history = Run::open(&bench.path("a")).unwrap().best.state.history;
     let loss =
         |i: usize| Checkpoint::read(&bench.path("a").join(file::LAST)).unwrap().state.history[i].train_loss;
-    assert!(loss(7) < 0.8 * loss(0), "{} {}", loss(0), loss(7));
+    assert!(loss(29) < 0.7 * loss(0), "{} {}", loss(0), loss(29));
     assert!(summary.val_auroc.is_some() && summary.probe_auroc.is_some() && !history.is_empty());
     let metrics = String::from_utf8(bytes(&bench.path("a").join(file::METRICS))).unwrap();
-    assert_eq!(metrics.lines().count(), 9);
+    assert_eq!(metrics.lines().count(), 31);
 
     bench.task.train.epochs = 1;
     bench.task.train.seed = 4;

@@ -233,7 +233,8 @@ mod tests {
                 name if name.ends_with(".B") => 0.0,
                 _ => 1.0 / 8.0,
             };
-            assert!(max <= bound && max >= 0.6 * bound, "{name}: {max} {bound}");
+            assert!(max <= bound, "{name}: {max} {bound}");
+            assert!(max >= 0.8 * bound || tensor.data.len() < 64, "{name}: {max} {bound}");
         }
         let query = &values["query"].data;
         let std = (query.iter().map(|x| x * x).sum::<f32>() / query.len() as f32).sqrt();
