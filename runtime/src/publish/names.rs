@@ -67,12 +67,11 @@ impl FromStr for Broker {
         let Some(port) = port.parse().ok().filter(|&port: &u16| port > 0) else {
             return wrong("the port must be a number from 1 to 65535");
         };
-        let sound = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
-            Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-            None => {
-                let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
-                !host.is_empty() && host.bytes().all(plain)
-            }
+        let sound = if let Some(address) = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+            address.parse::<std::net::Ipv6Addr>().is_ok()
+        } else {
+            let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+            !host.is_empty() && host.bytes().all(plain)
         };
         if sound { Ok(Self { host: host.into(), port }) } else { wrong("the host is no name or address") }
     }
