@@ -79,8 +79,8 @@ fn differences(claimed: &TaskResult, again: &TaskResult, tolerance: f32) -> Vec<
         return out;
     }
     for (a, b) in claimed.labels.iter().zip(&again.labels) {
-        // Written so that a logit that is no number differs.
-        if !((a.logit - b.logit).abs() <= tolerance) {
+        let difference = (a.logit - b.logit).abs();
+        if difference.is_nan() || difference > tolerance {
             out.push(format!("the logit of {} is {}, the result says {}", a.name, b.logit, a.logit));
         }
         if a.positive != b.positive {
