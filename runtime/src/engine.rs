@@ -92,7 +92,7 @@ impl EngineError {
     /// Whether the user's file or flag is at fault, not the machine.
     pub fn is_bad_input(&self) -> bool {
         match self {
-            Self::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            Self::Io { source, .. } => crate::files::names_no_file(source),
             Self::Graph { .. } | Self::Empty => true,
             Self::Run { .. } => false,
         }

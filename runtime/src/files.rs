@@ -4,6 +4,12 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
+/// Whether the path was wrong, rather than the machine: there is no such file or folder, or one stands in the other's place.
+pub fn names_no_file(error: &io::Error) -> bool {
+    use io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | IsADirectory | NotADirectory)
+}
+
 /// Writes `bytes` to `path` so that a power cut at any instant leaves the old file or the new one: a temporary file in the
 /// same folder, synced, renamed over `path`, and the folder synced.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -73,7 +73,7 @@ impl TensorError {
     /// Whether the user's file is at fault, not the machine.
     pub fn is_bad_input(&self) -> bool {
         match self {
-            Self::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            Self::Io { source, .. } => crate::files::names_no_file(source),
             Self::Malformed { .. } | Self::Type { .. } => true,
         }
     }

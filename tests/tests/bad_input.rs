@@ -170,6 +170,17 @@ fn files_that_do_not_belong_together() {
 }
 
 #[test]
+fn folders_where_files_belong() {
+    let fixture = Fixture::default();
+    let folder = fixture.folder().join("folder");
+    fs::create_dir(&folder).unwrap();
+    infer(&fixture, &folder, &fixture.plugin, &fixture.scan).refused("folder");
+    infer(&fixture, &fixture.graph, &folder, &fixture.scan).refused("folder");
+    run(program("scanside").arg("backbone").arg(&folder)).refused("folder");
+    run(program("scanside").arg("backbone").arg(fixture.scan.join("in-a-file"))).refused("in-a-file");
+}
+
+#[test]
 fn backbones_and_their_inputs() {
     let fixture = Fixture::default();
     let input = fixture.folder().join("in.safetensors");

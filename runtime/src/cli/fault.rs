@@ -77,7 +77,7 @@ impl Fault {
         match self {
             Self::Runtime(error) => error.is_bad_input(),
             Self::Usage(_) | Self::File { .. } => true,
-            Self::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            Self::Io { source, .. } => runtime::files::names_no_file(source),
             Self::Differs(_) | Self::Stdout(_) => false,
         }
     }

@@ -32,7 +32,7 @@ impl ReportError {
         match self {
             Self::Volume(error) => error.is_bad_input(),
             Self::Encode { .. } => false,
-            Self::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            Self::Io { source, .. } => crate::files::names_no_file(source),
         }
     }
 }

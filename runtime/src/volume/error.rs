@@ -170,7 +170,7 @@ impl VolumeError {
     /// Whether the user's file or flag is wrong, rather than the machine.
     pub fn is_bad_input(&self) -> bool {
         match self {
-            Self::Io { source, .. } | Self::Write { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::Io { source, .. } | Self::Write { source, .. } => crate::files::names_no_file(source),
             Self::Memory { .. } => false,
             _ => true,
         }
