@@ -137,7 +137,7 @@ fn order(instances: &mut [Instance]) -> Result<Option<[f64; 3]>, String> {
     let step: [f64; 3] = std::array::from_fn(|r| (last[r] - first[r]) / gaps.len() as f64);
     for (n, instance) in instances.iter().enumerate() {
         let off = std::array::from_fn(|r| instance.position[r] - first[r] - step[r] * n as f64);
-        let aside = norm(off) - dot(off, normal).abs();
+        let aside = (dot(off, off) - dot(off, normal).powi(2)).max(0.0).sqrt();
         if aside > STEP_TOLERANCE * usual + SAME_PLACE {
             return Err(format!(
                 "{} lies {aside:.3} mm beside the line of the other slices",

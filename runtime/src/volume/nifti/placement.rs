@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::header::Header;
-use crate::volume::geometry::{Fault, Geometry};
+use crate::volume::geometry::{Fault, Geometry, dot, norm};
 use crate::volume::{AxisCodes, VolumeError};
 
 /// The geometry of a file, and what is to be said about it.
@@ -62,10 +62,14 @@ pub(super) fn place(
     Ok((codes.centred(spacing, header.dims), warnings))
 }
 
-/// Left-handed against right-handed, or right against left along the same stored axis.
+/// Left-handed against right-handed, or directions to the patient's right that are more than 60° apart among the stored axes.
 fn contradict(sform: &Geometry, qform: &Geometry) -> bool {
-    let (s, q) = (sform.reorientation(), qform.reorientation());
-    sform.determinant() * qform.determinant() < 0.0 || (s.axis[0] == q.axis[0] && s.flip[0] != q.flip[0])
+    let right = |g: &Geometry| -> [f64; 3] {
+        let length = |axis: usize| norm(std::array::from_fn(|r| g.affine[r][axis]));
+        std::array::from_fn(|axis| g.affine[0][axis] / length(axis))
+    };
+    let (s, q) = (right(sform), right(qform));
+    sform.determinant() * qform.determinant() < 0.0 || dot(s, q) < 0.5 * norm(s) * norm(q)
 }
 
 /// Millimetres in the header's spatial unit; an unknown unit is taken for mm, as everyone does.

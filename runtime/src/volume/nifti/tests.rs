@@ -471,7 +471,11 @@ fn what_is_written_is_read_again_and_the_same_every_time() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        rng_seed: proptest::test_runner::RngSeed::Fixed(1),
+        ..ProptestConfig::with_cases(64)
+    })]
 
     /// The written qform alone says what the sform says, for any orientation.
     #[test]
