@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 use tract_onnx::prelude::*;
-use tract_onnx::tract_hir::internal::*;
+use tract_onnx::tract_hir::internal::{DimLike, Factoid};
 
 use crate::graph::CLS_ATTENTION;
 use crate::tensor::{Tensor as Weights, Tensors, sha256};
@@ -103,7 +103,7 @@ fn unusable(detail: impl std::fmt::Display) -> EngineError {
     EngineError::Graph { detail: detail.to_string() }
 }
 
-fn failed(error: TractError) -> EngineError {
+fn failed(error: &TractError) -> EngineError {
     // One sentence: the chain of causes, each on no line of its own.
     EngineError::Run { detail: format!("{error:#}").replace('\n', " ") }
 }
@@ -131,7 +131,7 @@ impl Engine {
         drop(proto);
 
         let fact =
-            model.input_fact(0).map_err(unusable)?.shape.dims().map(|d| d.concretize()).collect::<Vec<_>>();
+            model.input_fact(0).map_err(unusable)?.shape.dims().map(Factoid::concretize).collect::<Vec<_>>();
         let [_, Some(channels), Some(height), Some(width)] = fact.as_slice() else {
             return Err(unusable("its input is not slices [S, 3, H, W]"));
         };
@@ -252,7 +252,7 @@ impl Engine {
 
     /// A single-threaded encoder over the shared plan.
     pub fn encoder(&self) -> Result<Encoder, EngineError> {
-        Ok(Encoder { state: self.encoder.spawn().map_err(failed)?, size: self.size })
+        Ok(Encoder { state: self.encoder.spawn().map_err(|e| failed(&e))?, size: self.size })
     }
 
     /// Pools embeddings `[S, d]` and attention rows `[S, N]`, and applies the head.
@@ -262,9 +262,9 @@ impl Engine {
             return Err(EngineError::Empty);
         }
         let patches = self.grid[0] * self.grid[1];
-        let h = Tensor::from_shape(&[slices, self.dim], &embeddings).map_err(failed)?;
-        let a = Tensor::from_shape(&[slices, patches], attention).map_err(failed)?;
-        let out = self.pooling.run(tvec![h.into(), a.into()]).map_err(failed)?;
+        let h = Tensor::from_shape(&[slices, self.dim], &embeddings).map_err(|e| failed(&e))?;
+        let a = Tensor::from_shape(&[slices, patches], attention).map_err(|e| failed(&e))?;
+        let out = self.pooling.run(tvec![h.into(), a.into()]).map_err(|e| failed(&e))?;
         let [logits, slice_weights, heatmap] = [values(&out[0])?, values(&out[1])?, values(&out[2])?];
         Ok(Output { logits, slice_weights, heatmap, embeddings })
     }
@@ -288,12 +288,12 @@ pub struct EncodedSlice {
 impl Encoder {
     /// Encodes the slice that `write` fills into `[3, H, W]`.
     pub fn encode(&mut self, write: impl FnOnce(&mut [f32])) -> Result<EncodedSlice, EngineError> {
-        let mut slice = Tensor::zero::<f32>(&[1, 3, self.size[0], self.size[1]]).map_err(failed)?;
+        let mut slice = Tensor::zero::<f32>(&[1, 3, self.size[0], self.size[1]]).map_err(|e| failed(&e))?;
         {
-            let mut plain = slice.try_as_plain_ram_mut().map_err(failed)?;
-            write(plain.as_slice_mut::<f32>().map_err(failed)?);
+            let mut plain = slice.try_as_plain_ram_mut().map_err(|e| failed(&e))?;
+            write(plain.as_slice_mut::<f32>().map_err(|e| failed(&e))?);
         }
-        let out = self.state.run(tvec![slice.into()]).map_err(failed)?;
+        let out = self.state.run(tvec![slice.into()]).map_err(|e| failed(&e))?;
         Ok(EncodedSlice { embedding: values(&out[0])?, attention: values(&out[1])? })
     }
 }
@@ -310,8 +310,8 @@ pub fn run_graph(graph: Vec<u8>, input: &Weights) -> Result<Tensors, EngineError
     drop(proto);
     model.set_input_fact(0, f32::fact(input.shape.as_slice()).into()).map_err(unusable)?;
     let plan = plan(model.into_typed().map_err(|e| unusable(format!("{e:#}")))?)?;
-    let input = Tensor::from_shape(&input.shape, &input.data).map_err(failed)?;
-    let out = plan.run(tvec![input.into()]).map_err(failed)?;
+    let input = Tensor::from_shape(&input.shape, &input.data).map_err(|e| failed(&e))?;
+    let out = plan.run(tvec![input.into()]).map_err(|e| failed(&e))?;
     names.into_iter().zip(out).map(|(n, t)| Ok((n, Weights::new(t.shape().to_vec(), values(&t)?)))).collect()
 }
 
@@ -320,12 +320,12 @@ fn plan(model: TypedModel) -> Result<Plan, EngineError> {
         .into_decluttered()
         .and_then(TypedModel::into_optimized)
         .and_then(TypedModel::into_runnable)
-        .map_err(failed)
+        .map_err(|e| failed(&e))
 }
 
 fn values(tensor: &Tensor) -> Result<Vec<f32>, EngineError> {
-    let plain = tensor.try_as_plain_ram().map_err(failed)?;
-    Ok(plain.as_slice::<f32>().map_err(failed)?.to_vec())
+    let plain = tensor.try_as_plain_ram().map_err(|e| failed(&e))?;
+    Ok(plain.as_slice::<f32>().map_err(|e| failed(&e))?.to_vec())
 }
 
 /// The architecture and the widest vector extension that the kernels can use here.

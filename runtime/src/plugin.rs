@@ -179,7 +179,7 @@ pub fn parameters(arch: &Arch, lora: &LoraSpec, labels: usize) -> usize {
     expected_content(arch, lora, labels).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
 }
 
-fn tensor_error(error: TensorError, path: &Path) -> PluginError {
+fn tensor_error(error: &TensorError, path: &Path) -> PluginError {
     PluginError::Malformed { path: path.into(), detail: error.to_string() }
 }
 

@@ -203,7 +203,8 @@ pub fn safetensors_bytes(tensors: &Tensors, metadata: Option<(&str, &str)>) -> V
 
 /// Lower-case hexadecimal of a finished SHA-256.
 pub(crate) fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    let digits = |b: &u8| [b >> 4, b & 15].map(|n| char::from_digit(n.into(), 16).unwrap_or('0'));
+    hash.finalize().iter().flat_map(digits).collect()
 }
 
 /// SHA-256 of `bytes` in lower-case hexadecimal.

@@ -151,7 +151,7 @@ pub(super) fn canonical(
     }
     let first = format!("{}.0", names.block);
     let is_block = |n: usize| tensors.contains_key(&format!("{}.{n}.norm1.weight", names.block));
-    let depth = (0..).take_while(|&n| is_block(n)).count();
+    let depth = (0..tensors.len()).take_while(|&n| is_block(n)).count();
     if !SCALES[0].1.iter().any(|s| tensors.contains_key(&format!("{first}.{s}"))) {
         return Err(unknown("the first block has no LayerScale, as every DINOv2 block does"));
     }

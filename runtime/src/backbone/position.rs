@@ -79,7 +79,9 @@ fn antialiased(i: usize, scale: f64, native: usize) -> Taps {
     let mut weights: Vec<f64> =
         (start..end).map(|j| cubic((j as f64 - centre + 0.5) / stretch, -0.5)).collect();
     let sum: f64 = weights.iter().sum();
-    weights.iter_mut().for_each(|w| *w /= sum);
+    for w in &mut weights {
+        *w /= sum;
+    }
     Taps { start, weights }
 }
 
@@ -118,7 +120,7 @@ mod tests {
         let table = Tensor::new([16, 1], (0..16).map(|i| (i / 4) as f32).collect());
         let out = resize(&table, 4, [8, 2], PositionResize::BicubicAntialias);
         for y in 0..8 {
-            assert_eq!(out.data[2 * y], out.data[2 * y + 1]);
+            assert!((out.data[2 * y] - out.data[2 * y + 1]).abs() < 1e-6);
         }
         assert!(out.data[0] < 0.5 && out.data[15] > 2.5);
     }

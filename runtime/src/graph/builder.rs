@@ -18,7 +18,7 @@ pub(super) struct Builder {
 
 impl Builder {
     /// A constant; returns its name.
-    pub(super) fn constant(&mut self, name: &str, tensor: Tensor) -> String {
+    pub(super) fn constant(&mut self, name: &str, tensor: &Tensor) -> String {
         let raw_data = tensor.data.iter().flat_map(|x| x.to_le_bytes()).collect();
         self.initializer(name, FLOAT, tensor.shape.iter().map(|&d| d as i64).collect(), raw_data)
     }
@@ -98,8 +98,8 @@ impl Builder {
         &mut self,
         name: &str,
         x: &str,
-        weight: Tensor,
-        bias: Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
         epsilon: f32,
     ) -> String {
         let weight = self.constant(&format!("{name}.weight"), weight);
@@ -113,15 +113,21 @@ impl Builder {
     }
 
     /// `x weightᵀ + bias` with `weight` `[out, in]`.
-    pub(super) fn linear(&mut self, name: &str, x: &str, weight: &Tensor, bias: Tensor) -> String {
-        let weight = self.constant(&format!("{name}.weight"), transposed(weight));
+    pub(super) fn linear(&mut self, name: &str, x: &str, weight: &Tensor, bias: &Tensor) -> String {
+        let weight = self.constant(&format!("{name}.weight"), &transposed(weight));
         let product = self.node("MatMul", &format!("{name}.product"), &[x, &weight]);
         let bias = self.constant(&format!("{name}.bias"), bias);
         self.node("Add", name, &[&product, &bias])
     }
 
     /// Convolution with stride = kernel size, no padding.
-    pub(super) fn patch_convolution(&mut self, name: &str, x: &str, weight: Tensor, bias: Tensor) -> String {
+    pub(super) fn patch_convolution(
+        &mut self,
+        name: &str,
+        x: &str,
+        weight: &Tensor,
+        bias: &Tensor,
+    ) -> String {
         let p = weight.shape[2] as i64;
         let weight = self.constant(&format!("{name}.weight"), weight);
         let bias = self.constant(&format!("{name}.bias"), bias);
@@ -131,7 +137,7 @@ impl Builder {
 
     /// A scalar constant.
     pub(super) fn scalar(&mut self, name: &str, value: f32) -> String {
-        self.constant(name, Tensor { shape: vec![], data: vec![value] })
+        self.constant(name, &Tensor { shape: vec![], data: vec![value] })
     }
 
     /// Gives the output of the newest node of that name another name.

@@ -39,11 +39,11 @@ pub(super) fn encode(
 
     // Patches become tokens; CLS and registers are zero rows until the table is added.
     let conv =
-        b.patch_convolution("patch_embedding", "slices", take.get("patch.weight"), take.get("patch.bias"));
+        b.patch_convolution("patch_embedding", "slices", &take.get("patch.weight"), &take.get("patch.bias"));
     let flat = b.reshape("patch_embedding.flat", &conv, &[0, d as i64, patches as i64]);
     let tokens = b.transpose("patch_embedding.tokens", &flat, &[0, 2, 1]);
     let padded = b.pad_tokens("tokens.padded", &tokens, before);
-    let table = b.constant("tokens.table", table);
+    let table = b.constant("tokens.table", &table);
     let mut x = b.node("Add", "tokens", &[&padded, &table]);
 
     let mut attention = String::new();
@@ -53,7 +53,7 @@ pub(super) fn encode(
         let block = Block { name: format!("blocks.{n}"), arch: &arch, tokens: before + patches, rows };
         (x, attention) = block.write(b, &mut take, &x);
     }
-    let x = b.layer_norm("norm", &x, take.get("norm.weight"), take.get("norm.bias"), arch.norm_eps);
+    let x = b.layer_norm("norm", &x, &take.get("norm.weight"), &take.get("norm.bias"), arch.norm_eps);
 
     // `attention` is [S, heads, rows, T]; CLS is row 0, and its own and the registers' columns are dropped.
     let row =
@@ -125,7 +125,7 @@ impl Block<'_> {
     fn norm(&self, b: &mut Builder, take: &mut Take<'_>, part: &str, x: &str) -> String {
         let name = format!("{}.{part}", self.name);
         let (weight, bias) = (take.get(&format!("{name}.weight")), take.get(&format!("{name}.bias")));
-        b.layer_norm(&name, x, weight, bias, self.arch.norm_eps)
+        b.layer_norm(&name, x, &weight, &bias, self.arch.norm_eps)
     }
 
     fn attention(
@@ -144,7 +144,7 @@ impl Block<'_> {
             let (mut weight, mut bias) =
                 (take.get(&n(&format!("{part}.weight"))), take.get(&n(&format!("{part}.bias"))));
             weight.data.iter_mut().chain(&mut bias.data).for_each(|w| *w *= scale);
-            let y = b.linear(&n(part), x, &weight, bias);
+            let y = b.linear(&n(part), x, &weight, &bias);
             let y =
                 b.reshape(&n(&format!("{part}.heads")), &y, &[0, rows as i64, heads as i64, width as i64]);
             b.transpose(&n(&format!("{part}.by_head")), &y, order)
@@ -158,7 +158,7 @@ impl Block<'_> {
         let mixed = b.transpose(&n("mixed.by_token"), &mixed, &[0, 2, 1, 3]);
         let mixed = b.reshape(&n("mixed.flat"), &mixed, &[0, rows as i64, d as i64]);
         let (weight, bias) = self.scaled(take, "o", "scale1");
-        (b.linear(&n("o"), &mixed, &weight, bias), attention)
+        (b.linear(&n("o"), &mixed, &weight, &bias), attention)
     }
 
     fn mlp(&self, b: &mut Builder, take: &mut Take<'_>, x: &str) -> String {
@@ -166,7 +166,7 @@ impl Block<'_> {
         let mut project = |b: &mut Builder, part: &str| {
             let (weight, bias) =
                 (take.get(&n(&format!("{part}.weight"))), take.get(&n(&format!("{part}.bias"))));
-            b.linear(&n(part), x, &weight, bias)
+            b.linear(&n(part), x, &weight, &bias)
         };
         let (hidden, out) = match self.arch.mlp {
             Mlp::Gelu { .. } => {
@@ -181,7 +181,7 @@ impl Block<'_> {
             }
         };
         let (weight, bias) = self.scaled(take, out, "scale2");
-        b.linear(&n(out), &hidden, &weight, bias)
+        b.linear(&n(out), &hidden, &weight, &bias)
     }
 
     /// A projection with the LayerScale after it folded in.
@@ -193,7 +193,9 @@ impl Block<'_> {
         for ((row, bias), s) in
             weight.data.chunks_exact_mut(weight.shape[1]).zip(&mut bias.data).zip(&scale.data)
         {
-            row.iter_mut().for_each(|w| *w *= s);
+            for w in row.iter_mut() {
+                *w *= s;
+            }
             *bias *= s;
         }
         (weight, bias)

@@ -25,7 +25,9 @@ pub(super) fn encode(plugin: &Plugin) -> Vec<u8> {
         (GOLDEN, safetensors_bytes(&plugin.golden, None)),
         (CARD, plugin.card.clone().into_bytes()),
     ];
-    let sums: String = members.iter().map(|(name, bytes)| format!("{}  {name}\n", sha256(bytes))).collect();
+    let sums: Vec<String> =
+        members.iter().map(|(name, bytes)| format!("{}  {name}\n", sha256(bytes))).collect();
+    let sums = sums.concat();
     members.push((SUMS, sums.into_bytes()));
     let mut tar = tar::Builder::new(Vec::new());
     for (name, bytes) in members {
@@ -72,7 +74,7 @@ pub(super) fn read(path: &Path) -> Result<(Plugin, String), PluginError> {
         serde_json::from_slice(manifest).map_err(|e| malformed(format!("{MANIFEST}: {e}")))?;
     manifest.validate().map_err(|invalid| PluginError::Manifest { path: path.into(), invalid })?;
     let tensors =
-        |bytes: &[u8]| parse_safetensors(bytes, path).map(|f| f.tensors).map_err(|e| tensor_error(e, path));
+        |bytes: &[u8]| parse_safetensors(bytes, path).map(|f| f.tensors).map_err(|e| tensor_error(&e, path));
     let plugin = Plugin {
         content: tensors(content)?,
         golden: tensors(golden)?,

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::instance::{Begun, Instance, begin};
 use super::pixels::{self, Scale, Slice};
 use super::{dataset, name};
-use crate::volume::geometry::{Fault, Geometry, cross, dot, norm};
+use crate::volume::geometry::{Fault, Geometry, cross, dot};
 use crate::volume::hashing::Hashing;
 use crate::volume::{MAX_VOXELS, Source, SourceKind, Volume, VolumeError};
 
