@@ -77,7 +77,7 @@ fn input(values: usize) -> Vec<f32> {
     (0..values as u32)
         .map(|i| {
             let x = i.wrapping_mul(2_654_435_761);
-            let x = (x ^ (x >> 16)).wrapping_mul(0x45D9_F3B);
+            let x = (x ^ (x >> 16)).wrapping_mul(0x045D_9F3B);
             ((x ^ (x >> 16)) >> 8) as f32 / (1 << 22) as f32 - 2.0
         })
         .collect()

@@ -317,7 +317,10 @@ impl Fit<'_> {
             sum += loss.f_double_value(&[])?;
             terms += self.task.loss.terms(targets);
         }
-        Ok(((terms > 0).then(|| sum / terms as f64), predict::macro_auroc(self.table, self.task, &rows)))
+        Ok((
+            (terms > 0).then(|| sum / terms as f64),
+            predict::macro_auroc(self.table, self.task, &rows.iter()),
+        ))
     }
 
     /// Logits of all volumes of some splits, in the table's order.

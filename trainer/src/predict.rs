@@ -78,7 +78,7 @@ pub fn known<'a>(
 pub fn macro_auroc<'a>(
     table: &Table,
     task: &Task,
-    rows: impl IntoIterator<Item = &'a Row> + Clone,
+    rows: &(impl IntoIterator<Item = &'a Row> + Clone),
 ) -> Option<f64> {
     macro_mean((0..task.labels.len()).map(|label| {
         let (scores, truth) = known(table, task, rows.clone(), label);

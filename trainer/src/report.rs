@@ -54,7 +54,7 @@ pub fn gather(folder: &Path, pictures: &[PathBuf]) -> Result<html::Report, Error
         labels: labels.collect(),
         figures: html::Figures {
             probe_auroc: summary.probe_auroc,
-            parity_max_abs: exported.as_ref().map(|e| e.parity.logits.into()),
+            parity_max_abs: exported.as_ref().map(|e| e.parity.logits),
             parameters: Some(summary.parameters),
             plugin_bytes: exported.as_ref().map(|e| e.plugin_bytes as u64),
             graph_bytes: exported.as_ref().map(|e| e.graph_bytes as u64),

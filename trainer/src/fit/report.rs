@@ -81,8 +81,8 @@ pub(super) fn finish(fit: &Fit<'_>, state: &State, options: &Options) -> Result<
     let summary = Summary {
         best_epoch: state.best,
         parameters: fit.network.parameters.count(),
-        val_auroc: predict::macro_auroc(table, task, val.iter().copied()),
-        test_auroc: predict::macro_auroc(table, task, test.iter().copied()),
+        val_auroc: predict::macro_auroc(table, task, &val.iter().copied()),
+        test_auroc: predict::macro_auroc(table, task, &test.iter().copied()),
         labels: labels.collect(),
         probe_auroc,
         seconds: state.history.iter().map(|e| e.seconds).sum(),
@@ -109,7 +109,7 @@ pub(super) fn write_metrics(history: &[Epoch], path: &Path) -> Result<(), Error>
     let mut csv = String::from("epoch,train_loss,val_loss,val_auroc,lr_lora,lr_head,seconds\n");
     for e in history {
         let number = |x: Option<f64>| x.map_or(String::new(), |x| x.to_string());
-        csv += &format!(
+        let line = format!(
             "{},{},{},{},{},{},{:.3}\n",
             e.epoch,
             e.train_loss,
@@ -119,6 +119,7 @@ pub(super) fn write_metrics(history: &[Epoch], path: &Path) -> Result<(), Error>
             e.lr_head,
             e.seconds,
         );
+        csv.push_str(&line);
     }
     runtime::files::write_atomically(path, csv.as_bytes()).map_err(Error::io(path))
 }

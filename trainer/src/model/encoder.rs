@@ -59,7 +59,7 @@ enum Mlp {
 impl Encoder {
     /// Puts a backbone's weights on `device`, for slices of `size` (height, width; multiples of the patch).
     pub fn new(backbone: &Backbone, size: [usize; 2], device: Device) -> Result<Self, Error> {
-        let arch = backbone.arch.clone();
+        let arch = backbone.arch;
         let p = arch.patch;
         let grid = [size[0] / p, size[1] / p];
         let load = |stored: &Stored| -> Result<Tensor, TchError> {

@@ -46,7 +46,7 @@ impl Parameters {
                 let bound = 1.0 / (fan_in as f32).sqrt();
                 let values: Vec<f32> = match name.as_str() {
                     "query" => (0..len).map(|_| QUERY_STD * normal_within_two(&mut rng)).collect(),
-                    name if name.ends_with(".B") => vec![0.0; len],
+                    name if name.strip_suffix(".B").is_some() => vec![0.0; len],
                     _ => (0..len).map(|_| (2.0 * unit(&mut rng) - 1.0) * bound).collect(),
                 };
                 Ok((name, leaf(&dims, &values, device)?))
@@ -230,7 +230,7 @@ mod tests {
             let bound = match name.as_str() {
                 "query" => 0.04,
                 "lora.patch.A" => 1.0 / (3.0f32 * 14.0 * 14.0).sqrt(),
-                name if name.ends_with(".B") => 0.0,
+                name if name.strip_suffix(".B").is_some() => 0.0,
                 _ => 1.0 / 8.0,
             };
             assert!(max <= bound, "{name}: {max} {bound}");
