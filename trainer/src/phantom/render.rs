@@ -45,12 +45,11 @@ pub fn render(suite: &Suite, templates: &Templates, split: Split, index: usize) 
 
     let pose = Pose::random(suite, anatomy, &mut dice);
     let deform = Field::<3>::random(grid, variation.deform_spacing_mm, variation.deform_mm, &mut dice);
-    let scalp = dice.within(variation.scalp);
     let mut values = Vec::with_capacity(dims.iter().product());
     let mut tissue = Vec::with_capacity(values.capacity());
     for voxel in indices(dims) {
         let point = pose.apply(position(grid, voxel), deform.at(voxel));
-        let (value, share) = anatomy.at(point, scalp);
+        let (value, share) = anatomy.at(point);
         values.push(value);
         tissue.push(share);
     }

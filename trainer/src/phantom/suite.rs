@@ -126,10 +126,9 @@ pub struct Template {
     /// Swap left and right.
     #[serde(default)]
     pub mirror: bool,
-    /// A second scan in the same space that gives the head where the first is empty, for a scan that has been
-    /// stripped to the brain.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub head: Option<String>,
+    /// Show only what the tissue's maps cover, as after brain extraction.
+    #[serde(default)]
+    pub strip: bool,
     /// Where findings may be.
     pub tissue: Tissue,
 }
@@ -183,9 +182,6 @@ pub struct Variation {
     /// Factor on the values (MR only).
     #[serde(default = "one")]
     pub level: Range,
-    /// Factor on what `template.head` adds (MR only): how bright fat is differs from sequence to sequence.
-    #[serde(default = "one")]
-    pub scalp: Range,
     /// Standard deviation of the log of the smooth bias field (MR only).
     #[serde(default)]
     pub bias: f64,
@@ -336,17 +332,11 @@ impl Suite {
         check(range(v.noise, 0.0), "variation.noise", &v.noise, "[low, high], not negative")?;
         check(range(v.gamma, 0.1), "variation.gamma", &v.gamma, "[low, high], at least 0.1")?;
         check(range(v.level, 0.01), "variation.level", &v.level, "[low, high], at least 0.01")?;
-        check(range(v.scalp, 0.01), "variation.scalp", &v.scalp, "[low, high], at least 0.01")?;
         check((0.0..=1.0).contains(&v.bias), "variation.bias", &v.bias, "0 to 1")?;
         let varied = |[low, high]: Range| low < 1.0 || high > 1.0;
-        let plain = !varied(v.gamma) && !varied(v.level) && !varied(v.scalp) && v.bias <= 0.0;
+        let plain = !varied(v.gamma) && !varied(v.level) && v.bias <= 0.0;
         let hu = self.modality == Modality::Mr || plain;
-        check(
-            hu,
-            "variation",
-            &"gamma, level, scalp or bias",
-            "without them for CT, whose values are absolute",
-        )?;
+        check(hu, "variation", &"gamma, level or bias", "without them for CT, whose values are absolute")?;
 
         let f = &self.finding;
         let count = f.count[0] >= 1 && f.count[0] <= f.count[1] && f.count[1] <= 100;

@@ -12,17 +12,14 @@ use super::{PhantomError, tissue};
 /// The real scans of a suite, in its order.
 pub struct Templates(Vec<Anatomy>);
 
-/// Below this share of the tissue's median a stripped scan is empty: fluid has more.
-const EMPTY: f64 = 0.05;
-
 /// A real scan and where its tissue is.
 pub(super) struct Anatomy {
     splits: Vec<Split>,
     pub(super) mirror: bool,
     /// MR: 1 is the median of the tissue. CT: HU.
     image: Sampled,
-    /// In the same units: what is shown where the image is empty.
-    head: Option<Sampled>,
+    /// Whether only what the maps cover is shown.
+    strip: bool,
     /// Their sum is the share of tissue.
     maps: Vec<Arc<Sampled>>,
     /// Only such values are tissue; `None` where the maps were made from the values.
@@ -46,22 +43,15 @@ impl Templates {
             }
             let mut of_this: Vec<Arc<Sampled>> =
                 template.tissue.maps.iter().map(|name| Arc::clone(&maps[name.as_str()])).collect();
-            let head = template.head.as_ref().map(|file| read_nifti(&template.name, &assets.join(file)));
-            let mut head = head.transpose()?;
             let mut intensity = Some(template.tissue.intensity);
             if of_this.is_empty() {
                 of_this.push(Arc::new(tissue::connected(&image, &template.tissue)));
                 intensity = None;
             } else if suite.modality == Modality::Mr {
-                let files = [Some(&template.file), template.head.as_ref()];
-                for (image, file) in
-                    [Some(&mut image), head.as_mut()].into_iter().flatten().zip(files.into_iter().flatten())
-                {
-                    scale_to_median(&template.name, &assets.join(file), image, &of_this)?;
-                }
+                scale_to_median(&template.name, &assets.join(&template.file), &mut image, &of_this)?;
             }
-            let (splits, mirror) = (template.splits.clone(), template.mirror);
-            anatomies.push(Anatomy { splits, mirror, image, head, maps: of_this, intensity });
+            let (splits, mirror, strip) = (template.splits.clone(), template.mirror, template.strip);
+            anatomies.push(Anatomy { splits, mirror, image, strip, maps: of_this, intensity });
         }
         Ok(Self(anatomies))
     }
@@ -75,20 +65,17 @@ impl Templates {
 }
 
 impl Anatomy {
-    /// Value and share of tissue at a point in mm; `scalp` is the factor on what `head` adds.
+    /// Value and share of tissue at a point in mm.
     ///
     /// Maps are cut to the values that are tissue in this very scan: what a map calls tissue but the
     /// subject has as fluid gets no finding.
-    pub(super) fn at(&self, point: [f64; 3], scalp: f64) -> (f64, f64) {
+    pub(super) fn at(&self, point: [f64; 3]) -> (f64, f64) {
         let value = self.image.at(point);
-        if let Some(head) = &self.head
-            && value < EMPTY
-        {
-            return (scalp * head.at(point), 0.0);
-        }
+        let covered = share(&self.maps, point);
         let is_tissue = self.intensity.is_none_or(|[low, high]| (low..=high).contains(&value));
-        let tissue = if is_tissue { share(&self.maps, point) } else { 0.0 };
-        (value, tissue)
+        let tissue = if is_tissue { covered } else { 0.0 };
+        // Fully shown from a quarter of tissue on, so that the cortex keeps its rim.
+        (if self.strip { value * (4.0 * covered).min(1.0) } else { value }, tissue)
     }
 }
 
