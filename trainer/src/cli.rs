@@ -283,7 +283,6 @@ fn run_export(args: Export) -> Result<()> {
 }
 
 fn run_predict(args: &Predict) -> Result<()> {
-    tch::set_num_threads(threads(args.machine.threads) as i32);
     let device = device::parse(&args.machine.device)?;
     let run = Run::open(&args.run)?;
     let task = &run.settings().task;
@@ -291,7 +290,7 @@ fn run_predict(args: &Predict) -> Result<()> {
     let backbone = run.backbone(args.moved.backbone.as_deref())?;
     let network = run.network(&backbone, device)?;
     drop(backbone);
-    let rows = predict::predict(&network, &table, task, true)?;
+    let rows = predict::predict(&network, &table, task, threads(args.machine.threads), true)?;
     let csv = predict::csv(&table, task, &rows)?;
     match &args.out {
         Some(path) => runtime::files::write_atomically(path, &csv)

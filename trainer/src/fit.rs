@@ -16,17 +16,18 @@ use serde::{Deserialize, Serialize};
 use tch::Device;
 
 pub use checkpoint::{Checkpoint, State};
-pub use gradient::{Item, accumulate};
+pub use gradient::{Item, gradients};
 pub use report::{LabelSummary, Summary};
 
 use crate::Error;
 use crate::data::{Cache, Split, Table, augment, in_order};
 use crate::model::{Encoder, Group, Network, Parameters};
-use crate::optim::{AdamW, Rates, schedule};
+use crate::optim::{AdamW, Rates, norm, schedule};
 use crate::predict::{self, Row};
 use crate::random::{Purpose, generator, permutation};
 use crate::run::{BackboneFile, DataFile, Settings, file, open_backbone};
 use crate::task::{Augment, Task};
+use crate::workers::Workers;
 
 /// What to fit, from what, and where to.
 #[derive(Debug, Clone)]
@@ -100,7 +101,6 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
 
     let resumed = resume(options, &settings)?;
     let settings = resumed.as_ref().map_or(settings, |c| c.state.settings.clone());
-    tch::set_num_threads(settings.threads as i32);
     write_json(&options.out.join(file::SETTINGS), &settings)?;
 
     let lora = task.lora_spec();
@@ -128,7 +128,9 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
     );
 
     let cache = Cache::new(&table, &task.recipe, task.train.cache_mb << 20);
-    let mut fit = Fit { task, table: &table, cache: &cache, network, optimiser, progress: options.progress };
+    let workers = Workers::new(&network, state.settings.threads, task.train.batch)?;
+    let progress = options.progress;
+    let mut fit = Fit { task, table: &table, cache: &cache, network, workers, optimiser, progress };
     let mut done = 0;
     while state.history.len() < task.train.epochs {
         if options.stop_after == Some(done) {
@@ -204,6 +206,7 @@ struct Fit<'a> {
     table: &'a Table,
     cache: &'a Cache<'a>,
     network: Network,
+    workers: Workers,
     optimiser: AdamW,
     progress: bool,
 }
@@ -244,7 +247,7 @@ impl Fit<'_> {
 
     /// One pass over the training volumes; returns the mean loss of its steps and the last step's schedule factor.
     fn train(&mut self, epoch: usize, kept: usize, bar: &ProgressBar) -> Result<(f64, f64), Error> {
-        let Self { task, table, cache, network, optimiser, .. } = self;
+        let Self { task, table, cache, network, workers, optimiser, .. } = self;
         let train = &task.train;
         let samples = table.split(Split::Train);
         let mut rng = generator(train.seed, Purpose::Order, epoch as u64, 0);
@@ -265,34 +268,31 @@ impl Fit<'_> {
         let (mut sum, mut steps, mut factor) = (0.0, 0u64, 0.0);
         let (mut batch, mut seen) = (Vec::new(), 0);
         in_order(&order, prepare, |index, slices| {
-            batch.push((index, slices));
+            batch.push(Item { slices, targets: table.samples[index].targets.clone() });
             seen += 1;
             bar.inc(1);
             if batch.len() < train.batch && seen < order.len() {
                 return Ok(());
             }
-            let items: Vec<Item<'_>> = batch
-                .iter()
-                .map(|(index, slices)| Item { slices, targets: &table.samples[*index].targets })
-                .collect();
-            let loss = accumulate(network, &items, task.loss, train.chunk)?;
+            let items = std::mem::take(&mut batch);
+            let made = gradients(workers, &network.parameters, items, task.loss, train.chunk)?;
             // The schedule follows epochs and batches, also over a batch of which no label is known.
             factor = schedule(
                 (epoch as u64 - 1) * per_epoch + (seen - 1) as u64 / train.batch as u64,
                 warmup,
                 total,
             );
-            if let Some(loss) = loss {
+            if let Some((loss, gradients)) = made {
                 let step = optimiser.steps() + 1;
                 let diverged = |what, value| Error::Diverged { what, value, epoch, step, kept };
                 if !loss.is_finite() {
                     return Err(diverged("loss", loss));
                 }
-                let norm = optimiser.gradient_norm()?;
+                let norm = norm(&gradients)?;
                 if !norm.is_finite() {
                     return Err(diverged("gradient norm", norm));
                 }
-                optimiser.step(|group| match group {
+                optimiser.step(&gradients, |group| match group {
                     Group::Lora => Rates { lr: train.lr_lora * factor, decay: train.decay_lora },
                     Group::Head => Rates { lr: train.lr_head * factor, decay: train.decay_head },
                 })?;
@@ -300,8 +300,7 @@ impl Fit<'_> {
                 steps += 1;
                 bar.set_message(format!("loss {:.4}", sum / steps as f64));
             }
-            batch.clear();
-            Ok(())
+            Ok::<_, Error>(())
         })?;
         Ok((sum / steps.max(1) as f64, factor))
     }
@@ -328,18 +327,8 @@ impl Fit<'_> {
         let samples = &self.table.samples;
         let indices: Vec<usize> =
             (0..samples.len()).filter(|&i| splits.contains(&samples[i].split)).collect();
-        let mut rows = Vec::new();
-        in_order(
-            &indices,
-            |i| self.cache.get(i),
-            |index, slices| {
-                let prediction = self.network.predict(&slices, self.task.train.chunk)?;
-                bar.inc(1);
-                rows.push(Row { index, logits: prediction.logits });
-                Ok::<_, Error>(())
-            },
-        )?;
-        Ok(rows)
+        let load = |i: usize| self.cache.get(i);
+        predict::rows(&self.workers, &self.network.parameters, &indices, load, self.task, bar)
     }
 
     fn bar(&self, epoch: usize) -> ProgressBar {

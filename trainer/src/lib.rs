@@ -25,5 +25,6 @@ pub mod random;
 pub mod report;
 pub mod run;
 pub mod task;
+pub mod workers;
 
 pub use error::Error;

@@ -81,54 +81,35 @@ impl AdamW {
         Ok(())
     }
 
-    /// √(Σ g²) over all gradients.
-    pub fn gradient_norm(&self) -> Result<f64, TchError> {
-        let mut sum = 0.0;
-        for slot in &self.slots {
-            let grad = slot.value.grad();
-            if grad.defined() {
-                let grad = grad.f_flatten(0, -1)?;
-                sum += grad.f_dot(&grad)?.f_double_value(&[])?;
-            }
-        }
-        Ok(sum.sqrt())
-    }
-
-    /// One step from the gradients that stand at the parameters, which are then set to zero.
-    pub fn step(&mut self, rates: impl Fn(Group) -> Rates) -> Result<(), TchError> {
+    /// One step from the parameters' gradients, in their order.
+    pub fn step(&mut self, gradients: &[Tensor], rates: impl Fn(Group) -> Rates) -> Result<(), TchError> {
         self.step += 1;
         let t = self.step as f64;
         let correction1 = 1.0 - libm::pow(BETA1, t);
         let correction2 = libm::sqrt(1.0 - libm::pow(BETA2, t));
         let _guard = tch::no_grad_guard();
-        for slot in &mut self.slots {
-            let mut grad = slot.value.grad();
-            if !grad.defined() {
-                continue;
-            }
+        for (slot, grad) in self.slots.iter_mut().zip(gradients) {
             let Rates { lr, decay } = rates(slot.group);
             let _ = slot.value.f_mul_scalar_(1.0 - lr * decay)?;
-            let _ = slot.m.f_lerp_(&grad, 1.0 - BETA1)?;
+            let _ = slot.m.f_lerp_(grad, 1.0 - BETA1)?;
             let _ = slot.v.f_mul_scalar_(BETA2)?;
-            let _ = slot.v.f_add_(&grad.f_mul(&grad)?.f_mul_scalar(1.0 - BETA2)?)?;
+            let _ = slot.v.f_add_(&grad.f_mul(grad)?.f_mul_scalar(1.0 - BETA2)?)?;
             let denominator = slot.v.f_sqrt()?.f_div_scalar(correction2)?.f_add_scalar(EPS)?;
             let update = slot.m.f_div(&denominator)?.f_mul_scalar(lr / correction1)?;
             let _ = slot.value.f_sub_(&update)?;
-            let _ = grad.f_zero_()?;
         }
         Ok(())
     }
+}
 
-    /// Sets all gradients to zero.
-    pub fn zero_grad(&self) -> Result<(), TchError> {
-        for slot in &self.slots {
-            let mut grad = slot.value.grad();
-            if grad.defined() {
-                let _ = grad.f_zero_()?;
-            }
-        }
-        Ok(())
+/// √(Σ g²) over all gradients.
+pub fn norm(gradients: &[Tensor]) -> Result<f64, TchError> {
+    let mut sum = 0.0;
+    for gradient in gradients {
+        let gradient = gradient.f_flatten(0, -1)?;
+        sum += gradient.f_dot(&gradient)?.f_double_value(&[])?;
     }
+    Ok(sum.sqrt())
 }
 
 /// Factor on the learning rates at `step` (from 0) of `total`: a linear rise over the first `warmup` steps, then half
@@ -160,6 +141,11 @@ mod tests {
         let x = random(&[7, 5], 100 + step);
         let hidden = x.matmul(&values[0]).tanh();
         (hidden.matmul(&values[1]) - 0.3).square().mean(Kind::Float)
+    }
+
+    fn advance(optimiser: &mut AdamW, values: &[Tensor], at: u64) {
+        let gradients = Tensor::run_backward(&[loss(values, at)], values, false, false);
+        optimiser.step(&gradients, rates).unwrap();
     }
 
     fn start() -> Vec<Tensor> {
@@ -200,8 +186,7 @@ mod tests {
             reference.set_weight_decay_group(i, rates(group).decay);
         }
         for step in 0..30 {
-            loss(&mine, step).backward();
-            optimiser.step(rates).unwrap();
+            advance(&mut optimiser, &mine, step);
             reference.backward_step(&loss(&theirs, step));
         }
         for (a, b) in mine.iter().zip(&theirs) {
@@ -223,8 +208,7 @@ mod tests {
                 kept =
                     Some((straight.iter().map(Tensor::copy).collect::<Vec<_>>(), moments, optimiser.steps()));
             }
-            loss(&straight, step).backward();
-            optimiser.step(rates).unwrap();
+            advance(&mut optimiser, &straight, step);
         }
         let (values, moments, steps) = kept.unwrap();
         let resumed: Vec<Tensor> = values.iter().map(|t| t.detach().set_requires_grad(true)).collect();
@@ -232,8 +216,7 @@ mod tests {
         let of = |name: &str| &moments[name[1..].parse::<usize>().unwrap()];
         optimiser.restore(steps, |name| Ok((of(name).0.copy(), of(name).1.copy()))).unwrap();
         for step in 8..20 {
-            loss(&resumed, step).backward();
-            optimiser.step(rates).unwrap();
+            advance(&mut optimiser, &resumed, step);
         }
         assert_eq!(straight, resumed);
     }

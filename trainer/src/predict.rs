@@ -1,13 +1,17 @@
 //! Predictions with libtorch, as a table.
 
+use std::sync::Arc;
+
 use firmware_config::Activation;
+use indicatif::ProgressBar;
 
 use crate::Error;
-use crate::data::{Slices, Table, in_order};
+use crate::data::{Slices, Table};
 use crate::fit::bar;
 use crate::metrics::{auroc, macro_mean};
-use crate::model::Network;
+use crate::model::{Network, Parameters};
 use crate::task::Task;
+use crate::workers::Workers;
 
 /// The logits of one sample.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,19 +22,36 @@ pub struct Row {
     pub logits: Vec<f32>,
 }
 
-/// Predicts every sample of a table.
-pub fn predict(network: &Network, table: &Table, task: &Task, progress: bool) -> Result<Vec<Row>, Error> {
+/// Predicts every sample of a table with `threads` threads.
+pub fn predict(
+    network: &Network,
+    table: &Table,
+    task: &Task,
+    threads: usize,
+    progress: bool,
+) -> Result<Vec<Row>, Error> {
     let indices: Vec<usize> = (0..table.samples.len()).collect();
     let bar = bar(progress, indices.len(), "predictions");
-    let mut rows = Vec::new();
-    let load = |i: usize| Slices::load(table, &table.samples[i], &task.recipe);
-    in_order(&indices, load, |index, slices| {
-        rows.push(Row { index, logits: network.predict(&slices, task.train.chunk)?.logits });
-        bar.inc(1);
-        Ok::<_, Error>(())
-    })?;
+    let workers = Workers::new(network, threads, threads)?;
+    let load = |i: usize| Slices::load(table, &table.samples[i], &task.recipe).map(Arc::new);
+    let rows = rows(&workers, &network.parameters, &indices, load, task, &bar)?;
     bar.finish_and_clear();
     Ok(rows)
+}
+
+/// Predicts the samples `indices`.
+pub(crate) fn rows(
+    workers: &Workers,
+    parameters: &Parameters,
+    indices: &[usize],
+    load: impl Fn(usize) -> Result<Arc<Slices>, Error> + Sync,
+    task: &Task,
+    bar: &ProgressBar,
+) -> Result<Vec<Row>, Error> {
+    let chunk = task.train.chunk;
+    let work = move |network: &Network, slices: &Slices| Ok(network.predict(slices, chunk)?.logits);
+    let logits = workers.over(parameters, indices, load, work, |n| bar.inc(n as u64))?;
+    Ok(indices.iter().zip(logits).map(|(&index, logits)| Row { index, logits }).collect())
 }
 
 /// CSV with `id`, `split`, the labels (0, 1 or empty), `logit:LABEL` and `prob:LABEL`.

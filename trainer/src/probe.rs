@@ -4,12 +4,14 @@
 //! Newton's method; the penalty is chosen on the validation volumes from a fixed list.
 
 use indicatif::ProgressBar;
+use tch::{TchError, Tensor};
 
 use crate::Error;
-use crate::data::{Cache, Split, in_order};
+use crate::data::{Cache, Slices, Split};
 use crate::metrics::{auroc, macro_mean};
-use crate::model::{Encoder, chunks, stored};
+use crate::model::{Network, Parameters, chunks, stored};
 use crate::task::Task;
+use crate::workers::Workers;
 
 /// Penalties λ of `Σ log-loss + λ/2 |w|²` that are tried, the strongest first.
 const PENALTIES: [f64; 5] = [1000.0, 100.0, 10.0, 1.0, 0.1];
@@ -18,28 +20,24 @@ const STEPS: usize = 50;
 
 /// Test AUROC of the probe, mean over the labels for which it can be computed.
 pub fn fit(
-    encoder: &Encoder,
+    workers: &Workers,
+    parameters: &Parameters,
     cache: &Cache<'_>,
     task: &Task,
     progress: &ProgressBar,
 ) -> Result<Option<f64>, Error> {
     let table = cache.table();
     let indices: Vec<usize> = (0..table.samples.len()).collect();
-    let mut features: Vec<Vec<f64>> = Vec::with_capacity(indices.len());
-    let _guard = tch::no_grad_guard();
-    in_order(
-        &indices,
-        |i| cache.get(i),
-        |_, slices| {
-            let cls = chunks(&slices, task.train.chunk, encoder.device(), |x| {
-                Ok(encoder.encode(x, None, false)?.cls)
-            })?;
-            let mean = stored(&cls.f_mean_dim(0i64, false, None)?)?;
-            features.push(mean.data.into_iter().map(f64::from).collect());
-            progress.inc(1);
-            Ok::<_, Error>(())
-        },
-    )?;
+    let chunk = task.train.chunk;
+    let embed = move |network: &Network, slices: &Slices| -> Result<Vec<f64>, TchError> {
+        let _guard = tch::no_grad_guard();
+        let encoder = &network.encoder;
+        let cls = |x: &Tensor| Ok(encoder.encode(x, None, false)?.cls);
+        let mean = chunks(slices, chunk, encoder.device(), cls)?.f_mean_dim(0i64, false, None)?;
+        Ok(stored(&mean)?.data.into_iter().map(f64::from).collect())
+    };
+    let mut features =
+        workers.over(parameters, &indices, |i| cache.get(i), embed, |n| progress.inc(n as u64))?;
     standardise(&mut features, &table.split(Split::Train));
 
     let per_label = (0..task.labels.len()).map(|label| {

@@ -95,7 +95,8 @@ pub struct Train {
     pub warmup: f64,
     /// Everything random follows from it. Default: 0.
     pub seed: u64,
-    /// Most slices that go through the network at a time; memory grows with it, the result does not depend on it beyond
+    /// Most slices that a worker takes through the network at a time; there are as many workers as threads, but no more
+    /// than the batch has volumes. Memory grows with it, the result does not depend on it beyond
     /// rounding. Default: 16.
     pub chunk: usize,
     /// Most memory for prepared slices, in MiB; what does not fit is prepared again in every epoch. Default: 2048.

@@ -1,60 +1,78 @@
+use std::sync::Arc;
+
 use tch::{TchError, Tensor};
 
 use crate::data::Slices;
 use crate::loss::Loss;
-use crate::model::{Network, chunks};
+use crate::model::{Network, Parameters, chunks};
+use crate::workers::Workers;
 
 /// One training volume.
-pub struct Item<'a> {
+#[derive(Debug, Clone)]
+pub struct Item {
     /// What the network sees.
-    pub slices: &'a Slices,
+    pub slices: Arc<Slices>,
     /// One a label.
-    pub targets: &'a [Option<bool>],
+    pub targets: Vec<Option<bool>>,
 }
 
-/// Adds the gradients of the mean loss over all known labels of `items` to the parameters, and returns that loss;
-/// `None` where no label is known.
+/// The mean loss over all known labels of `items` and its gradients in the order of `parameters`; `None` where no label
+/// is known.
 ///
-/// At most `chunk` slices are held with their activations at a time. Volumes that fit together go through together. A
-/// longer volume is encoded twice: once without activations to get the loss and its gradient at the embeddings, and then
-/// chunk by chunk with that gradient, which gives the same result at a memory that does not grow with its length.
-pub fn accumulate(
-    network: &Network,
-    items: &[Item<'_>],
+/// A worker holds at most `chunk` slices with their activations at a time. Volumes that fit together go through together.
+/// A longer volume is encoded twice: once without activations to get the loss and its gradient at the embeddings, and
+/// then chunk by chunk with that gradient, which gives the same result at a memory that does not grow with its length.
+pub fn gradients(
+    workers: &Workers,
+    parameters: &Parameters,
+    mut items: Vec<Item>,
     loss: Loss,
     chunk: usize,
-) -> Result<Option<f64>, TchError> {
-    let terms: usize = items.iter().map(|item| loss.terms(item.targets)).sum();
+) -> Result<Option<(f64, Vec<Tensor>)>, TchError> {
+    let terms: usize = items.iter().map(|item| loss.terms(&item.targets)).sum();
     if terms == 0 {
         return Ok(None);
     }
     let share = 1.0 / terms as f64;
-    let known: Vec<&Item<'_>> = items.iter().filter(|item| loss.terms(item.targets) > 0).collect();
-    let mut total = 0.0;
-    for group in groups(&known, chunk) {
-        total += match group {
+    items.retain(|item| loss.terms(&item.targets) > 0);
+    let slices: usize = items.iter().map(|item| item.slices.count).sum();
+    let groups = groups(items, chunk.min(slices.div_ceil(workers.count())));
+    let parts = workers.map(parameters, groups, move |network, group| {
+        let value = match group.as_slice() {
             [item] if item.slices.count > chunk => long(network, item, loss, chunk, share)?,
-            _ => together(network, group, loss, share)?,
+            items => together(network, items, loss, share)?,
         };
-    }
-    Ok(Some(total))
+        Ok((value, network.parameters.take_gradients()?))
+    })?;
+    // Added in the order of the groups, whichever was done first.
+    let sum = parts.into_iter().map(Ok).reduce(|sum, part| {
+        let ((value, mut sum), (more, part)) = (sum?, part?);
+        sum.iter_mut().zip(&part).try_for_each(|(sum, part)| sum.f_add_(part).map(drop))?;
+        Ok((value + more, sum))
+    });
+    sum.transpose()
 }
 
-/// Neighbours whose slices together are at most `chunk`; a longer volume is alone.
-fn groups<'a, 'b>(items: &'a [&'b Item<'b>], chunk: usize) -> Vec<&'a [&'b Item<'b>]> {
-    let (mut groups, mut start, mut slices) = (Vec::new(), 0, 0);
-    for (i, item) in items.iter().enumerate() {
-        if i > start && slices + item.slices.count > chunk {
-            groups.push(&items[start..i]);
-            (start, slices) = (i, 0);
+/// Neighbours whose slices together are at most `limit`; a longer volume is alone.
+fn groups(items: Vec<Item>, limit: usize) -> Vec<Vec<Item>> {
+    let (mut groups, mut slices) = (Vec::<Vec<Item>>::new(), 0);
+    for item in items {
+        let count = item.slices.count;
+        match groups.last_mut() {
+            Some(group) if slices + count <= limit => {
+                slices += count;
+                group.push(item);
+            }
+            _ => {
+                slices = count;
+                groups.push(vec![item]);
+            }
         }
-        slices += item.slices.count;
     }
-    groups.push(&items[start..]);
     groups
 }
 
-fn together(network: &Network, items: &[&Item<'_>], loss: Loss, share: f64) -> Result<f64, TchError> {
+fn together(network: &Network, items: &[Item], loss: Loss, share: f64) -> Result<f64, TchError> {
     let device = network.encoder.device();
     let slices = items
         .iter()
@@ -66,7 +84,7 @@ fn together(network: &Network, items: &[&Item<'_>], loss: Loss, share: f64) -> R
     for item in items {
         let count = item.slices.count as i64;
         let pooled = network.pool(&embeddings.f_narrow(0, start, count)?)?;
-        losses.push(loss.sum(&pooled.logits, item.targets)?);
+        losses.push(loss.sum(&pooled.logits, &item.targets)?);
         start += count;
     }
     let total = Tensor::f_stack(&losses, 0)?.f_sum(None)?.f_mul_scalar(share)?;
@@ -74,14 +92,14 @@ fn together(network: &Network, items: &[&Item<'_>], loss: Loss, share: f64) -> R
     total.f_double_value(&[])
 }
 
-fn long(network: &Network, item: &Item<'_>, loss: Loss, chunk: usize, share: f64) -> Result<f64, TchError> {
+fn long(network: &Network, item: &Item, loss: Loss, chunk: usize, share: f64) -> Result<f64, TchError> {
     let device = network.encoder.device();
     let embeddings = {
         let _guard = tch::no_grad_guard();
-        chunks(item.slices, chunk, device, |slices| network.embed(slices))?
+        chunks(&item.slices, chunk, device, |slices| network.embed(slices))?
     };
     let embeddings = embeddings.f_set_requires_grad(true)?;
-    let total = loss.sum(&network.pool(&embeddings)?.logits, item.targets)?.f_mul_scalar(share)?;
+    let total = loss.sum(&network.pool(&embeddings)?.logits, &item.targets)?.f_mul_scalar(share)?;
     total.f_backward()?;
     let gradient = embeddings.grad();
     for start in (0..item.slices.count).step_by(chunk) {
@@ -98,10 +116,14 @@ mod tests {
     use super::*;
     use crate::fit::tests::{slices, tiny_network};
 
-    fn gradients(items: &[Item<'_>], chunk: usize) -> (f64, Vec<Tensor>) {
+    fn found(items: &[Item], chunk: usize, threads: usize) -> Option<(f64, Vec<Tensor>)> {
         let network = tiny_network(5);
-        let loss = accumulate(&network, items, Loss::default(), chunk).unwrap().unwrap();
-        (loss, network.parameters.named.iter().map(|(_, tensor)| tensor.grad().copy()).collect())
+        let workers = Workers::new(&network, threads, 8).unwrap();
+        gradients(&workers, &network.parameters, items.to_vec(), Loss::default(), chunk).unwrap()
+    }
+
+    fn item(count: usize, target: Option<bool>) -> Item {
+        Item { slices: slices(count, count as u64).into(), targets: vec![target] }
     }
 
     fn close(a: &[Tensor], b: &[Tensor]) {
@@ -118,11 +140,10 @@ mod tests {
 
     #[test]
     fn chunks_give_the_gradients_of_the_whole() {
-        let volume = slices(7, 1);
-        let item = || [Item { slices: &volume, targets: &[Some(true)] }];
-        let (plain_loss, plain) = gradients(&item(), 7);
+        let items = [item(7, Some(true))];
+        let (plain_loss, plain) = found(&items, 7, 1).unwrap();
         for chunk in [1, 3, 6] {
-            let (loss, found) = gradients(&item(), chunk);
+            let (loss, found) = found(&items, chunk, 1).unwrap();
             assert!((loss - plain_loss).abs() < 1e-6);
             close(&found, &plain);
         }
@@ -130,26 +151,32 @@ mod tests {
 
     #[test]
     fn a_batch_is_the_mean_over_its_known_labels() {
-        let volumes = [slices(3, 1), slices(5, 2), slices(2, 3)];
-        let targets: [&[Option<bool>]; 3] = [&[Some(true)], &[None], &[Some(false)]];
-        let items = |range: std::ops::Range<usize>| -> Vec<Item<'_>> {
-            range.map(|i| Item { slices: &volumes[i], targets: targets[i] }).collect()
-        };
-        let (loss, found) = gradients(&items(0..3), 5);
-        let (first, a) = gradients(&items(0..1), 5);
-        let (last, b) = gradients(&items(2..3), 5);
-        assert!((loss - 0.5 * (first + last)).abs() < 1e-6);
-        close(&found, &a.iter().zip(&b).map(|(a, b)| (a + b) * 0.5).collect::<Vec<_>>());
-        let network = tiny_network(5);
-        assert_eq!(accumulate(&network, &items(1..2), Loss::default(), 5).unwrap(), None);
+        let items = [item(3, Some(true)), item(5, None), item(2, Some(false))];
+        let (first, a) = found(&items[..1], 5, 1).unwrap();
+        let (last, b) = found(&items[2..], 5, 1).unwrap();
+        let mean: Vec<Tensor> = a.iter().zip(&b).map(|(a, b)| (a + b) * 0.5).collect();
+        for threads in [1, 3] {
+            let (loss, found) = found(&items, 5, threads).unwrap();
+            assert!((loss - 0.5 * (first + last)).abs() < 1e-6);
+            close(&found, &mean);
+        }
+        assert!(found(&items[1..2], 5, 1).is_none());
+    }
+
+    #[test]
+    fn workers_give_the_same_bits_whichever_is_done_first() {
+        let items: Vec<Item> = [5, 1, 4, 2, 6].map(|n| item(n, Some(n % 2 == 0))).into();
+        let (loss, gradients) = found(&items, 6, 3).unwrap();
+        for _ in 0..3 {
+            let (again, same) = found(&items, 6, 3).unwrap();
+            assert!(loss.to_bits() == again.to_bits() && gradients == same);
+        }
     }
 
     #[test]
     fn neighbours_share_a_pass_while_they_fit() {
-        let volumes: Vec<Slices> = [2, 2, 3, 9, 1].into_iter().map(|n| slices(n, n as u64)).collect();
-        let items: Vec<Item<'_>> = volumes.iter().map(|slices| Item { slices, targets: &[None] }).collect();
-        let items: Vec<&Item<'_>> = items.iter().collect();
-        let sizes: Vec<usize> = groups(&items, 4).iter().map(|group| group.len()).collect();
+        let items: Vec<Item> = [2, 2, 3, 9, 1].map(|n| item(n, None)).into();
+        let sizes: Vec<usize> = groups(items, 4).iter().map(Vec::len).collect();
         assert_eq!(sizes, [2, 1, 1, 1]);
     }
 }

@@ -56,7 +56,7 @@ pub(super) fn finish(fit: &Fit<'_>, state: &State, options: &Options) -> Result<
 
     let probe_auroc = if options.probe {
         let progress = bar(fit.progress, table.samples.len(), "linear probe");
-        let auroc = probe::fit(&fit.network.encoder, fit.cache, task, &progress)?;
+        let auroc = probe::fit(&fit.workers, &fit.network.parameters, fit.cache, task, &progress)?;
         progress.finish_and_clear();
         auroc
     } else {

@@ -87,6 +87,47 @@ impl Parameters {
         self.named.iter().map(|(name, tensor)| Ok((name.clone(), stored(tensor)?))).collect()
     }
 
+    /// The values, without gradients, in the order of the parameters; nothing is copied.
+    pub fn values(&self) -> Result<Vec<Tensor>, TchError> {
+        self.named.iter().map(|(_, tensor)| tensor.f_detach()).collect()
+    }
+
+    /// Takes over the values that [`Parameters::values`] of the same model gave.
+    pub fn load(&self, values: &[Tensor]) -> Result<(), TchError> {
+        let _guard = tch::no_grad_guard();
+        self.named
+            .iter()
+            .zip(values)
+            .try_for_each(|((_, tensor), value)| tensor.shallow_clone().f_copy_(value))
+    }
+
+    /// Leaves of their own with the same values.
+    pub fn copy(&self) -> Result<Self, TchError> {
+        let copy = |(name, tensor): &(String, Tensor)| {
+            let mut copy = tensor.f_detach()?.f_empty_like()?;
+            copy.f_copy_(&tensor.f_detach()?)?;
+            Ok((name.clone(), copy.f_set_requires_grad(true)?))
+        };
+        Ok(Self {
+            lora: self.lora.clone(),
+            named: self.named.iter().map(copy).collect::<Result<_, TchError>>()?,
+        })
+    }
+
+    /// The gradients, in the order of the parameters; they are set to zero.
+    pub fn take_gradients(&self) -> Result<Vec<Tensor>, TchError> {
+        let take = |(_, tensor): &(String, Tensor)| {
+            let mut gradient = tensor.grad();
+            if !gradient.defined() {
+                return tensor.f_detach()?.f_zeros_like();
+            }
+            let taken = gradient.f_mul_scalar(1.0)?;
+            let _ = gradient.f_zero_()?;
+            Ok(taken)
+        };
+        self.named.iter().map(take).collect()
+    }
+
     /// Number of trainable values.
     pub fn count(&self) -> usize {
         self.named.iter().map(|(_, tensor)| tensor.numel()).sum()

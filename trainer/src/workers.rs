@@ -1,0 +1,162 @@
+//! Threads that work on volumes side by side, each with the network over the same frozen weights.
+//!
+//! Volumes in parallel scale better than threads inside an operation, which wait for each other many times a volume. What
+//! comes out depends neither on which thread took which volume nor on which was done first.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use tch::{Device, TchError};
+
+use crate::Error;
+use crate::data::{Slices, in_order};
+use crate::model::{Network, Parameters};
+
+type Job = Box<dyn FnOnce(&Network) + Send>;
+
+/// Threads with a network each.
+pub struct Workers {
+    queue: Option<Sender<Job>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    /// Shares `threads` threads among at most `most` workers; a GPU has one worker.
+    pub fn new(network: &Network, threads: usize, most: usize) -> Result<Self, Error> {
+        let on_cpu = network.encoder.device() == Device::Cpu;
+        let count = if on_cpu { threads.min(most).max(1) } else { 1 };
+        let inside = (threads / count).max(1) as i32;
+        let (queue, jobs) = channel::<Job>();
+        let jobs = Arc::new(Mutex::new(jobs));
+        let threads = (0..count)
+            .map(|_| {
+                let (network, jobs) = (network.share()?, Arc::clone(&jobs));
+                let work = move || {
+                    tch::set_num_threads(inside);
+                    while let Some(job) = next(&jobs) {
+                        job(&network);
+                    }
+                };
+                std::thread::Builder::new().name("worker".into()).spawn(work).map_err(Error::io("a thread"))
+            })
+            .collect::<Result<_, Error>>()?;
+        Ok(Self { queue: Some(queue), threads })
+    }
+
+    /// Number of workers.
+    pub fn count(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// `work` on each of `inputs` with the values of `parameters`; results in the order of the inputs.
+    pub fn map<I: Send + 'static, T: Send + 'static>(
+        &self,
+        parameters: &Parameters,
+        inputs: Vec<I>,
+        work: impl Fn(&Network, I) -> Result<T, TchError> + Clone + Send + 'static,
+    ) -> Result<Vec<T>, TchError> {
+        let stopped = || TchError::Torch("a worker thread stopped".into());
+        let mut results: Vec<Option<T>> = inputs.iter().map(|_| None).collect();
+        let (send, receive) = channel();
+        for (index, input) in inputs.into_iter().enumerate() {
+            let (send, work, values) = (send.clone(), work.clone(), parameters.values()?);
+            let job: Job = Box::new(move |network| {
+                let made = network.parameters.load(&values).and_then(|()| work(network, input));
+                // The receiver is gone where another job has failed.
+                let _ = send.send((index, made));
+            });
+            self.queue.as_ref().ok_or_else(stopped)?.send(job).map_err(|_| stopped())?;
+        }
+        drop(send);
+        for (index, made) in receive {
+            results[index] = Some(made?);
+        }
+        results.into_iter().collect::<Option<_>>().ok_or_else(stopped)
+    }
+
+    /// `work` on the slices that `load` gives for each of `indices`, in their order; loading runs ahead. `done` is called
+    /// as volumes are finished, with their number.
+    pub fn over<T: Send + 'static>(
+        &self,
+        parameters: &Parameters,
+        indices: &[usize],
+        load: impl Fn(usize) -> Result<Arc<Slices>, Error> + Sync,
+        work: impl Fn(&Network, &Slices) -> Result<T, TchError> + Clone + Send + 'static,
+        done: impl Fn(usize),
+    ) -> Result<Vec<T>, Error> {
+        let (mut results, mut waiting) = (Vec::with_capacity(indices.len()), Vec::new());
+        in_order(indices, load, |_, slices| {
+            waiting.push(slices);
+            if waiting.len() == self.count() || results.len() + waiting.len() == indices.len() {
+                let (work, volumes) = (work.clone(), std::mem::take(&mut waiting));
+                done(volumes.len());
+                results.extend(self.map(parameters, volumes, move |network, slices| work(network, &slices))?);
+            }
+            Ok::<_, Error>(())
+        })?;
+        Ok(results)
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.queue = None;
+        for thread in self.threads.drain(..) {
+            // One that panicked has been told of by the call that waited for it.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The next job, or `None` when there will be none.
+fn next(jobs: &Mutex<Receiver<Job>>) -> Option<Job> {
+    jobs.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fit::tests::{slices, tiny_network};
+    use crate::model::Prediction;
+
+    #[test]
+    fn results_keep_their_order_and_equal_one_threads() {
+        let network = tiny_network(1);
+        let volumes: Vec<Slices> = (1..8).map(|n| slices(n, n as u64)).collect();
+        let expected = predicted(&network, &network, &volumes, 1);
+        assert_eq!(expected[2].slice_weights.len(), 3);
+        assert!(predicted(&network, &network, &volumes, 3) == expected);
+        let workers = Workers::new(&network, 3, 8).unwrap();
+        assert_eq!(workers.count(), 3);
+        let load = |i: usize| Ok(Arc::new(volumes[i].clone()));
+        let work = |network: &Network, v: &Slices| network.predict(v, 3);
+        let found = workers.over(&network.parameters, &[4, 0, 6], load, work, |_| ()).unwrap();
+        assert!(found == [4, 0, 6].map(|i| expected[i].clone()));
+    }
+
+    /// Predictions by workers made from `network`, with the parameters of `other`.
+    fn predicted(network: &Network, other: &Network, volumes: &[Slices], threads: usize) -> Vec<Prediction> {
+        let workers = Workers::new(network, threads, 8).unwrap();
+        workers.map(&other.parameters, volumes.to_vec(), |network, v| network.predict(&v, 3)).unwrap()
+    }
+
+    #[test]
+    fn new_values_reach_every_worker() {
+        let (network, other) = (tiny_network(1), tiny_network(2));
+        let volumes = vec![slices(2, 1); 4];
+        let found = predicted(&network, &other, &volumes, 2);
+        assert!(found == predicted(&other, &other, &volumes, 1));
+        assert!(found != predicted(&network, &network, &volumes, 1));
+    }
+
+    #[test]
+    fn an_error_comes_back_and_the_workers_go_on() {
+        let network = tiny_network(1);
+        let workers = Workers::new(&network, 2, 2).unwrap();
+        let fail = |_: &Network, n: usize| if n == 3 { Err(TchError::Torch("three".into())) } else { Ok(n) };
+        let error = workers.map(&network.parameters, vec![1, 2, 3, 4], fail).unwrap_err();
+        assert!(error.to_string().contains("three"));
+        assert_eq!(workers.map(&network.parameters, vec![1, 2], fail).unwrap(), [1, 2]);
+    }
+}

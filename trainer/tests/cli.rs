@@ -1,0 +1,158 @@
+//! The command line: exit codes, one-sentence errors, and a run from fit to evaluate.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use runtime::volume::{Geometry, write_nifti};
+
+fn train(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_scanside-train")).args(args).output().unwrap()
+}
+
+#[track_caller]
+fn succeed(args: &[&str]) -> String {
+    let output = train(args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Fails as bad input with one line that says `told`.
+#[track_caller]
+fn refuse(args: &[&str], told: &str) {
+    let output = train(args);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(message.contains(told), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
+    assert!(output.stdout.is_empty());
+}
+
+fn backbone() -> String {
+    let fixture = "../tests/fixtures/reference/backbones/dinov2_hf_98x84/weights.safetensors";
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(fixture).display().to_string()
+}
+
+/// A folder with eight small scans, `data.csv` and `task.toml`.
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        let folder = Self(tempfile::tempdir().unwrap());
+        let geometry = Geometry::from_columns([[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 6.0]], [0.0; 3]);
+        let mut csv = String::from("id,split,image,bright\n");
+        for i in 0..8 {
+            let dims = [10, 12, 4];
+            let level = 100.0 + 200.0 * (i % 2) as f32;
+            let voxels: Vec<f32> = (0..480).map(|v| level + (v * 7 % 31) as f32).collect();
+            write_nifti(&folder.path(&format!("{i}.nii")), dims, &voxels, &geometry).unwrap();
+            let split = ["train", "train", "val", "test"][i / 2];
+            csv += &format!("s{i},{split},{i}.nii,{}\n", i % 2);
+        }
+        folder.write("data.csv", &csv);
+        folder.write(
+            "task.toml",
+            "name = 'bright'\nversion = '0.1.0'\nlabels = ['bright']\n\
+             recipe = { plane = 'axial', size = [28, 28], intensity = { kind = 'window', windows = [[0, 400]] } }\n\
+             train = { epochs = 2, lr_lora = 1e-3, lr_head = 1e-2 }\n",
+        );
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path(name), text).unwrap();
+    }
+
+    fn fit(&self, task: &str, data: &str) -> Vec<String> {
+        let backbone = backbone();
+        let (task, data, out) = (self.text(task), self.text(data), self.text("run"));
+        let args = [
+            "fit",
+            "--task",
+            &task,
+            "--data",
+            &data,
+            "--backbone",
+            &backbone,
+            "--out",
+            &out,
+            "--threads",
+            "1",
+        ];
+        args.map(str::to_owned).into()
+    }
+}
+
+fn strs(args: &[String]) -> Vec<&str> {
+    args.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn a_run_goes_from_fit_to_evaluate() {
+    let folder = Folder::new();
+    let mut fit = folder.fit("task.toml", "data.csv");
+    fit.extend(["--probe".into(), "--blocks".into(), "2".into()]);
+    assert!(succeed(&strs(&fit)).contains("frozen linear probe: test AUROC"));
+
+    let (run, out, data) = (folder.text("run"), folder.text("out"), folder.text("data.csv"));
+    assert!(
+        succeed(&["export", "--run", &run, "--out", &out, "--threads", "1"]).contains("largest difference")
+    );
+    let (plugin, _) = runtime::plugin::Plugin::read(&folder.path("out/bright-0.1.0.plugin")).unwrap();
+    assert_eq!(plugin.manifest.backbone.blocks, Some(2));
+    assert!(folder.path("out/bright-0.1.0.onnx").exists());
+
+    let csv = folder.text("predictions.csv");
+    succeed(&["predict", "--run", &run, "--data", &data, "--out", &csv, "--threads", "1"]);
+    let printed = succeed(&["predict", "--run", &run, "--data", &data, "--threads", "1"]);
+    assert_eq!(printed, std::fs::read_to_string(&csv).unwrap());
+    assert!(printed.starts_with("id,split,bright,logit:bright,prob:bright\ns0,train,0,"));
+    assert_eq!(printed.lines().count(), 9);
+    // The fit's own predictions are those of validation and test volumes.
+    let kept = std::fs::read_to_string(folder.path("run/predictions.csv")).unwrap();
+    assert!(kept.lines().all(|line| printed.contains(line)), "{kept}\n{printed}");
+
+    let json = succeed(&["evaluate", "--predictions", &csv, "--split", "train", "--json"]);
+    assert!(json.contains("\"macro_auroc\""));
+    assert!(succeed(&["evaluate", "--predictions", &csv]).contains("bright"));
+}
+
+#[test]
+fn bad_input_ends_with_code_2_and_one_sentence() {
+    let folder = Folder::new();
+    let table = std::fs::read_to_string(folder.path("data.csv")).unwrap();
+    folder.write("label.csv", &table.replace("s3,train,3.nii,1", "s3,train,3.nii,yes"));
+    folder.write("missing.csv", &table.replace("s3,train,3.nii,1", "s3,train,33.nii,1"));
+    folder.write("broken.csv", &table.replace("s3,train,3.nii,1", "s3,train,task.toml,1"));
+    folder.write("key.toml", "name = 'x'\nrank = 8\n");
+    refuse(&strs(&folder.fit("task.toml", "label.csv")), "row 5");
+    refuse(&strs(&folder.fit("task.toml", "missing.csv")), "33.nii does not exist");
+    refuse(&strs(&folder.fit("task.toml", "none.csv")), "none.csv");
+    refuse(&strs(&folder.fit("key.toml", "data.csv")), "unknown field `rank`");
+    assert!(!folder.path("run").exists(), "nothing is written before the input was checked");
+
+    let mut fit = folder.fit("task.toml", "data.csv");
+    fit.extend(["--device".into(), "gpu".into()]);
+    refuse(&strs(&fit), "expected cpu, cuda or cuda:N");
+    // A scan is read when its turn comes; no checkpoint is left.
+    let output = train(&strs(&folder.fit("task.toml", "broken.csv")));
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(message.contains("the scan of `s3`") && message.contains("task.toml"), "{message}");
+    assert!(!folder.path("run/last.safetensors").exists());
+
+    let (none, out) = (folder.text("none"), folder.text("out"));
+    refuse(&["export", "--run", &none, "--out", &out], "best.safetensors");
+    refuse(&["evaluate", "--predictions", &none], "none");
+    refuse(&["phantom", "--suite", "none", "--out", &out], "none");
+    assert!(!folder.path("out").exists());
+    assert_eq!(train(&["fit"]).status.code(), Some(2));
+    assert_eq!(train(&["compare"]).status.code(), Some(2));
+}
