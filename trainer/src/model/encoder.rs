@@ -122,9 +122,10 @@ impl Encoder {
     }
 
     /// The same weights for another thread; nothing is copied.
+    #[must_use]
     pub fn share(&self) -> Self {
         Self {
-            arch: self.arch.clone(),
+            arch: self.arch,
             device: self.device,
             patch: self.patch.share(),
             positions: self.positions.shallow_clone(),
