@@ -2,7 +2,8 @@
 //!
 //! Pooling does not depend on the order of the slices, and each slice is encoded by itself (S = 1): a slice's
 //! embedding is the same bits whether its volume is at hand or still arriving. Slices run in parallel, one
-//! single-threaded state a core over one shared plan, which scales better than threads inside an operator.
+//! single-threaded state a core over one shared plan, which scales better than threads inside an operator; those
+//! serve a volume of fewer slices than cores. Either way the bits are the same.
 //!
 //! tract's types appear in this module only.
 
@@ -12,9 +13,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::{DimLike, Factoid};
+
+use self::multithread::{Executor, multithread_tract_scope};
 
 use crate::graph::CLS_ATTENTION;
 use crate::tensor::{Tensor as Weights, Tensors, sha256};
@@ -56,7 +60,7 @@ pub struct EngineInfo {
     pub precision: String,
     /// `merged`: factors merged into the weights.
     pub mode: String,
-    /// Slices encoded at a time.
+    /// Threads: slices encoded at a time, or, of a volume of fewer slices, split among them.
     pub threads: usize,
 }
 
@@ -220,9 +224,10 @@ impl Engine {
             return Err(EngineError::Empty);
         }
         let patches = self.grid[0] * self.grid[1];
+        let workers = self.threads.min(slices);
         let next = AtomicUsize::new(0);
         let work = || -> Result<Vec<(usize, EncodedSlice)>, EngineError> {
-            let mut encoder = self.encoder()?;
+            let mut encoder = self.encoder(self.threads / workers)?;
             let mut done = Vec::new();
             loop {
                 let s = next.fetch_add(1, Ordering::Relaxed);
@@ -233,7 +238,7 @@ impl Engine {
             }
         };
         let parts = std::thread::scope(|scope| {
-            let handles: Vec<_> = (1..self.threads.min(slices)).map(|_| scope.spawn(work)).collect();
+            let handles: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
             let mut parts = vec![work()];
             parts.extend(handles.into_iter().map(|h| {
                 h.join()
@@ -250,9 +255,17 @@ impl Engine {
         self.pool(embeddings, &attention)
     }
 
-    /// A single-threaded encoder over the shared plan.
-    pub fn encoder(&self) -> Result<Encoder, EngineError> {
-        Ok(Encoder { state: self.encoder.spawn().map_err(|e| failed(&e))?, size: self.size })
+    /// An encoder over the shared plan that splits its operators over `threads` threads; their number does not
+    /// change a bit of what it computes.
+    pub fn encoder(&self, threads: usize) -> Result<Encoder, EngineError> {
+        let pool = || ThreadPoolBuilder::new().num_threads(threads).build();
+        let pool = if threads > 1 {
+            Some(pool().map_err(|e| EngineError::Run { detail: e.to_string() })?)
+        } else {
+            None
+        };
+        let state = self.encoder.spawn().map_err(|e| failed(&e))?;
+        Ok(Encoder { state, size: self.size, pool: pool.map(Arc::new) })
     }
 
     /// Pools embeddings `[S, d]` and attention rows `[S, N]`, and applies the head.
@@ -270,10 +283,11 @@ impl Engine {
     }
 }
 
-/// One thread's view of the encoder.
+/// The encoder with working memory of its own, for one slice after another.
 pub struct Encoder {
     state: TypedSimpleState,
     size: [usize; 2],
+    pool: Option<Arc<ThreadPool>>,
 }
 
 /// What the encoder says of one slice.
@@ -293,7 +307,16 @@ impl Encoder {
             let mut plain = slice.try_as_plain_ram_mut().map_err(|e| failed(&e))?;
             write(plain.as_slice_mut::<f32>().map_err(|e| failed(&e))?);
         }
-        let out = self.state.run(tvec![slice.into()]).map_err(|e| failed(&e))?;
+        let state = &mut self.state;
+        let run = || state.run(tvec![slice.into()]);
+        let out = match &self.pool {
+            // From inside the pool, so that no operator has to hand its work over to another thread and wait for it.
+            Some(pool) => {
+                pool.install(|| multithread_tract_scope(Executor::MultiThread(Arc::clone(pool)), run))
+            }
+            None => run(),
+        };
+        let out = out.map_err(|e| failed(&e))?;
         Ok(EncodedSlice { embedding: values(&out[0])?, attention: values(&out[1])? })
     }
 }

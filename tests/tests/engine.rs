@@ -71,11 +71,14 @@ fn cut_halves_equal_the_whole_graph() {
 fn neither_threads_nor_streaming_change_a_bit() {
     let (engine, slices) = (Engine::load(graph(), 1).unwrap(), slices());
     let alone = run(&engine, &slices, &STORED);
-    assert_eq!(run(&Engine::load(graph(), 3).unwrap(), &slices, &STORED), alone);
+    let threaded = Engine::load(graph(), 3).unwrap();
+    assert_eq!(run(&threaded, &slices, &STORED), alone);
+    // One slice: the threads are inside its operators.
+    assert_eq!(run(&threaded, &slices, &[4]).embeddings, alone.embeddings[4 * 48..5 * 48]);
 
     // Slices that come in another order, one at a time, put at their places.
     let (mut embeddings, mut attention) = (vec![0.0; 7 * 48], vec![0.0; 7 * 12]);
-    let mut encoder = engine.encoder().unwrap();
+    let mut encoder = engine.encoder(1).unwrap();
     for s in [3, 6, 0, 5, 1, 4, 2] {
         let encoded = encoder.encode(|out| out.copy_from_slice(&slices.data[s * SLICE..][..SLICE])).unwrap();
         embeddings[s * 48..][..48].copy_from_slice(&encoded.embedding);

@@ -4,9 +4,11 @@
 use std::path::Path;
 
 use runtime::backbone::{Backbone, Naming};
-use runtime::engine::run_graph;
+use runtime::engine::{Engine, run_graph};
 use runtime::graph::backbone_graph;
+use runtime::plugin::{Plugin, build_graph};
 use runtime::tensor::Tensors;
+use tests::fixture::random_task;
 use tests::reference::{difference, roots, tensors};
 
 fn backbone() -> Backbone {
@@ -37,5 +39,22 @@ fn real_weights_match_transformers() {
             let difference = difference(&found[name], &expected[&format!("{name}{suffix}")]);
             assert!(difference <= tolerance, "{name}{suffix} differs by {difference:e}");
         }
+    }
+}
+
+#[test]
+fn threads_inside_operators_change_no_bit() {
+    let backbone = backbone();
+    let Plugin { mut manifest, content, .. } = random_task(&backbone);
+    manifest.recipe.size = [224, 224];
+    let graph = build_graph(backbone, &manifest, &content).unwrap();
+    let values: Vec<f32> = (0..3 * 224 * 224).map(|i| (i as f32 * 0.013).sin()).collect();
+    let run = |threads| {
+        let engine = Engine::load(graph.clone(), threads).unwrap();
+        engine.run(1, &|_, out| out.copy_from_slice(&values)).unwrap()
+    };
+    let alone = run(1);
+    for threads in [2, 5] {
+        assert_eq!(run(threads), alone, "{threads} threads");
     }
 }
