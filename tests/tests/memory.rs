@@ -1,14 +1,14 @@
-//! What `scanside infer` holds at most, on the real backbone.
+//! What `scanside infer` and `scanside-train fit` hold at most, on the real backbone.
 #![cfg(target_arch = "x86_64")]
 #![allow(missing_docs, reason = "a test")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use runtime::backbone::Backbone;
 use runtime::plugin::{build_graph, content_sha256};
 use runtime::tensor::sha256;
-use runtime::volume::{Geometry, Volume, write_nifti};
+use runtime::volume::{Geometry, write_nifti};
 use tests::fixture::random_task;
 use tests::programs::program;
 
@@ -32,10 +32,22 @@ fn peak(command: &mut Command) -> u64 {
     }
 }
 
+fn packaged_backbone() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/assets/backbone/vit_s_focus.onnx")
+}
+
+/// Writes a volume of 32 × 32 pixels a slice.
+fn write_volume(path: &Path, slices: usize) {
+    let dims = [32, 32, slices];
+    let voxels: Vec<f32> = (0..32 * 32 * slices).map(|i| (i % 251) as f32).collect();
+    let affine = [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]];
+    write_nifti(path, dims, &voxels, &Geometry { affine }).unwrap();
+}
+
 #[test]
 fn peak_memory_is_under_thrice_the_graph_and_does_not_grow_with_slices() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/assets/backbone/vit_s_focus.onnx");
-    let backbone = Backbone::open(&path).unwrap_or_else(|e| panic!("{e}; `cargo xtask assets` fetches it"));
+    let backbone = Backbone::open(&packaged_backbone())
+        .unwrap_or_else(|e| panic!("{e}; `cargo xtask assets` fetches it"));
     let folder = tempfile::tempdir().unwrap();
     let mut plugin = random_task(&backbone);
     let manifest = &mut plugin.manifest;
@@ -48,12 +60,8 @@ fn peak_memory_is_under_thrice_the_graph_and_does_not_grow_with_slices() {
     plugin.write(&plugin_path).unwrap();
 
     let peak_with = |slices: usize| {
-        let dims = [32, 32, slices];
-        let voxels = (0..32 * 32 * slices).map(|i| (i % 251) as f32).collect();
-        let affine = [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]];
-        let volume = Volume::from_parts(dims, voxels, Geometry { affine });
         let input = folder.path().join(format!("{slices}.nii"));
-        write_nifti(&input, volume.dims, &volume.voxels, &volume.geometry).unwrap();
+        write_volume(&input, slices);
         let mut infer = program("scanside");
         infer.arg("infer").arg("--graph").arg(&graph_path).arg("--plugin").arg(&plugin_path);
         peak(infer.arg("--input").arg(&input).args(["--threads", "2"]))
@@ -62,4 +70,34 @@ fn peak_memory_is_under_thrice_the_graph_and_does_not_grow_with_slices() {
     let graph = graph.len() as u64;
     assert!(few < 3 * graph && many < 3 * graph, "{few} and {many} bytes for a graph of {graph}");
     assert!(many < few + graph / 10, "2 slices take {few} bytes, 24 take {many}");
+}
+
+#[test]
+fn training_memory_grows_with_the_chunk_and_not_with_the_slices() {
+    let folder = tempfile::tempdir().unwrap();
+    let peak_with = |slices: usize, chunk: usize| {
+        let path = |name: &str| folder.path().join(format!("{slices}-{chunk}-{name}"));
+        write_volume(&path("scan.nii"), slices);
+        let scan = path("scan.nii").display().to_string();
+        std::fs::write(
+            path("data.csv"),
+            format!("id,split,image,label\na,train,{scan},1\nb,train,{scan},0\n"),
+        )
+        .unwrap();
+        let task = format!(
+            "name = 'memory'\nversion = '1.0.0'\nlabels = ['label']\nblocks = 2\n\
+             recipe = {{ plane = 'axial', size = [112, 112], intensity = {{ kind = 'z-score' }} }}\n\
+             train = {{ epochs = 1, batch = 1, chunk = {chunk} }}\n"
+        );
+        std::fs::write(path("task.toml"), task).unwrap();
+        let mut fit = program("scanside-train");
+        fit.arg("fit").arg("--task").arg(path("task.toml")).arg("--data").arg(path("data.csv"));
+        fit.arg("--backbone").arg(packaged_backbone()).arg("--out").arg(path("run")).args(["--threads", "1"]);
+        peak(&mut fit)
+    };
+    let (few, many, whole) = (peak_with(8, 8), peak_with(96, 8), peak_with(96, 96));
+    // 88 slices with three channels of 112 × 112, held once as prepared and once on their way in.
+    let pixels = 88 * 3 * 112 * 112 * 4;
+    assert!(many < few + 3 * pixels, "8 slices take {few} bytes, 96 take {many}");
+    assert!(whole > many + 5 * pixels, "96 slices take {whole} bytes at once, {many} in chunks of 8");
 }
