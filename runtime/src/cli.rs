@@ -59,9 +59,8 @@ pub fn run() -> ExitCode {
     match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
-            let sentence = fault.to_string().replace(['\n', '\r'], " ");
             // Where stderr is closed there is nobody to tell.
-            let _ = writeln!(std::io::stderr(), "scanside: {sentence}");
+            let _ = writeln!(std::io::stderr(), "scanside: {}", fault.sentence());
             ExitCode::from(if fault.is_bad_input() { 2 } else { 1 })
         }
     }

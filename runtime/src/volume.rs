@@ -18,6 +18,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::vec;
 
 use firmware_config::{Observed, Plane};
 use sha2::{Digest, Sha256};
@@ -87,28 +88,65 @@ pub struct ReadOptions {
     pub volume_index: Option<usize>,
 }
 
-/// Reads what `path` names: a NIfTI file, a DICOM file, or a folder with one DICOM series or several.
+/// The volumes that an input holds, read as they are asked for, so that one is in memory at a time.
 ///
-/// One volume for a file; for a folder one a series, sorted by Series Instance UID. Files are told apart by
-/// their content, not by their name.
+/// One volume for a file; for a folder one a series, sorted by Series Instance UID. A series that cannot be read does
+/// not keep the next ones from being read.
+pub struct Scans(vec::IntoIter<Scan>);
+
+enum Scan {
+    Nifti(PathBuf, ReadOptions),
+    Series(dicom::Series),
+}
+
+impl Iterator for Scans {
+    type Item = Result<Volume, VolumeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.next().map(|scan| match scan {
+            Scan::Nifti(path, options) => nifti::read(&path, &options),
+            Scan::Series(series) => series.read(),
+        })
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
+    }
+}
+
+impl ExactSizeIterator for Scans {}
+
+/// Looks at what `path` names: a NIfTI file, a DICOM file, or a folder with one DICOM series or several. Files are told
+/// apart by their content, not by their name.
 ///
 /// # Errors
-/// Every way in which a file can be wrong is a [`VolumeError`] that names it.
-pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Volume>, VolumeError> {
+/// Every way in which a file can be wrong is a [`VolumeError`] that names it; here those that keep the series of a folder
+/// from being told apart.
+pub fn open(path: &Path, options: &ReadOptions) -> Result<Scans, VolumeError> {
     let metadata = std::fs::metadata(path).map_err(|source| VolumeError::io(path, source))?;
-    if metadata.is_dir() {
-        return dicom::read_folder(path);
-    }
-    let mut start = Vec::with_capacity(132);
-    let file = File::open(path).map_err(|source| VolumeError::io(path, source))?;
-    file.take(132).read_to_end(&mut start).map_err(|source| VolumeError::io(path, source))?;
-    if nifti::is_nifti(&start) {
-        Ok(vec![nifti::read(path, options)?])
-    } else if dicom::is_dicom(&start) {
-        dicom::read_file(path)
+    let series = if metadata.is_dir() {
+        dicom::open_folder(path)?
     } else {
-        Err(nifti::unreadable(path, &start))
-    }
+        let mut start = Vec::with_capacity(132);
+        let file = File::open(path).map_err(|source| VolumeError::io(path, source))?;
+        file.take(132).read_to_end(&mut start).map_err(|source| VolumeError::io(path, source))?;
+        if nifti::is_nifti(&start) {
+            return Ok(Scans(vec![Scan::Nifti(path.to_owned(), *options)].into_iter()));
+        }
+        if !dicom::is_dicom(&start) {
+            return Err(nifti::unreadable(path, &start));
+        }
+        vec![dicom::open_file(path)?]
+    };
+    Ok(Scans(series.into_iter().map(Scan::Series).collect::<Vec<_>>().into_iter()))
+}
+
+/// Reads all that [`open`] finds, or nothing.
+///
+/// # Errors
+/// The first volume's that cannot be read.
+pub fn read(path: &Path, options: &ReadOptions) -> Result<Vec<Volume>, VolumeError> {
+    open(path, options)?.collect()
 }
 
 impl Volume {
@@ -125,8 +163,8 @@ impl Volume {
         for x in geometry.affine.as_flattened() {
             sha.update(x.to_le_bytes());
         }
-        for x in &voxels {
-            sha.update(x.to_le_bytes());
+        for block in voxels.chunks(1 << 14) {
+            sha.update(block.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
         }
         let source = Source {
             kind: SourceKind::Nifti,

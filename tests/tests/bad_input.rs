@@ -5,12 +5,15 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use dicom_dictionary_std::tags;
+use dicom_object::InMemDicomObject;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use runtime::plugin::Plugin;
+use runtime::result::TaskResult;
 use runtime::tensor::{Tensor, Tensors, safetensors_bytes};
 use runtime::volume::write_nifti;
-use tests::dicom::{SeriesOptions, write_series};
+use tests::dicom::{SeriesOptions, Syntax, put_short, write_edited, write_series};
 use tests::fixture::{Fixture, random_backbone, random_task, scan};
 use tests::programs::{Outcome, program, run};
 
@@ -107,6 +110,57 @@ fn folders_that_hold_no_whole_series() {
     files.sort();
     fs::remove_file(&files[4]).unwrap();
     infer_scan(&fixture, &holed).refused("holed");
+}
+
+/// Changes a slice, by its index, before it is written.
+type Edit = fn(usize, &mut InMemDicomObject);
+
+#[test]
+fn dicom_files_that_cannot_be_used() {
+    let fixture = Fixture::default();
+    let series = |name: &str, syntax: Syntax, edit: Edit| {
+        let folder = fixture.folder().join(name);
+        fs::create_dir(&folder).unwrap();
+        write_edited(&folder, &scan("LPS"), &SeriesOptions { syntax, ..SeriesOptions::default() }, edit)
+            .unwrap();
+        (folder.join("0000000002.dcm"), folder)
+    };
+    let untouched: Edit = |_, _| ();
+    for syntax in Syntax::ALL {
+        let (slice, folder) = series(&format!("{syntax:?}"), syntax, untouched);
+        infer_scan(&fixture, &folder).success();
+        let whole = fs::read(&slice).unwrap();
+        fs::write(&slice, &whole[..whole.len() - 20]).unwrap();
+        infer_scan(&fixture, &folder).refused("0000000002.dcm");
+        fs::write(&slice, b"not a slice").unwrap();
+        infer_scan(&fixture, &folder).refused("0000000002.dcm");
+    }
+    let edits: [(&str, Edit, &str); 3] = [
+        ("rows", |_, slice| put_short(slice, tags::ROWS, 500), "bytes"),
+        (
+            "place",
+            |_, slice| assert!(slice.remove_element(tags::IMAGE_POSITION_PATIENT)),
+            "ImagePositionPatient",
+        ),
+        ("size", |k, slice| put_short(slice, tags::ROWS, if k == 3 { 3 } else { 4 }), "no single volume"),
+    ];
+    for (name, edit, told) in edits {
+        let (_, folder) = series(name, Syntax::ExplicitLittle, edit);
+        infer_scan(&fixture, &folder).refused(told);
+    }
+
+    let (slice, folder) = series("trailing", Syntax::ExplicitLittle, untouched);
+    let digest = |outcome: &Outcome| {
+        outcome.success();
+        serde_json::from_str::<TaskResult>(&outcome.stdout).unwrap().provenance.tensor_sha256
+    };
+    let clean = digest(&infer_scan(&fixture, &folder));
+    let mut bytes = fs::read(&slice).unwrap();
+    bytes.extend([7; 1000]);
+    fs::write(&slice, bytes).unwrap();
+    let outcome = infer_scan(&fixture, &folder);
+    assert_eq!(digest(&outcome), clean);
+    assert!(outcome.stderr.contains("after") && outcome.stderr.contains("0000000002.dcm"), "{outcome:?}");
 }
 
 #[test]

@@ -211,6 +211,16 @@ fn a_folder_of_two_series_gives_two_lines_and_no_patient() {
     let heatmap = fixture.folder().join("heat.nii");
     infer(&fixture, &["--input", input, "--heatmap", heatmap.to_str().unwrap()]).refused("2 series");
     assert!(!heatmap.exists());
+
+    // A series with a hole is told; the other one is classified all the same.
+    fs::remove_file(folder.join("a-0000000003.dcm")).unwrap();
+    let holed = infer(&fixture, &["--input", input]);
+    assert_eq!(holed.code, Some(2), "{holed:?}");
+    assert_eq!(timeless(&one(&holed)), timeless(&results[1]));
+    assert!(
+        holed.stderr.contains("no single volume") && holed.stderr.contains("1 of the 2 series"),
+        "{holed:?}"
+    );
 }
 
 #[test]

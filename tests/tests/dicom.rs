@@ -8,7 +8,7 @@ use dicom_core::{DataElement, PrimitiveValue, Tag, VR};
 use dicom_dictionary_std::tags;
 use dicom_object::InMemDicomObject;
 use proptest::prelude::*;
-use runtime::volume::{AxisCodes, Geometry, ReadOptions, Volume, VolumeError, read, write_nifti};
+use runtime::volume::{AxisCodes, Geometry, ReadOptions, Volume, VolumeError, open, read, write_nifti};
 use tempfile::TempDir;
 use tests::dicom::{SeriesOptions, Syntax, put_short, put_text, write_edited, write_series};
 
@@ -154,8 +154,9 @@ fn a_folder_is_split_by_series() {
         let options = SeriesOptions { series_uid: uid.into(), ..SeriesOptions::default() };
         let part = TempDir::new().unwrap();
         write_series(part.path(), &scan(codes), &options).unwrap();
-        for (n, file) in fs::read_dir(part.path()).unwrap().enumerate() {
-            fs::copy(file.unwrap().path(), folder.path().join(format!("{n}-{uid}"))).unwrap();
+        for file in fs::read_dir(part.path()).unwrap() {
+            let (path, name) = (file.as_ref().unwrap().path(), file.as_ref().unwrap().file_name());
+            fs::copy(path, folder.path().join(format!("{uid}-{}", name.display()))).unwrap();
         }
     }
     let volumes = read_all(folder.path()).unwrap();
@@ -163,9 +164,14 @@ fn a_folder_is_split_by_series() {
     assert_eq!(uids, ["1.2.3", "1.2.9"]);
     assert_same(&volumes[0], &scan("PIR"));
     assert_same(&volumes[1], &scan("LPS"));
-    // One hole spoils the folder, not in silence.
-    fs::remove_file(folder.path().join("2-1.2.9")).unwrap();
+    // A hole spoils its series, not the other one.
+    fs::remove_file(folder.path().join("1.2.3-0000000002.dcm")).unwrap();
     assert!(refusal_of(folder.path()).contains("no single volume"));
+    let mut scans = open(folder.path(), &ReadOptions::default()).unwrap();
+    assert_eq!(scans.len(), 2);
+    assert!(matches!(scans.next(), Some(Err(VolumeError::Series { .. }))));
+    assert_same(&scans.next().unwrap().unwrap(), &scan("LPS"));
+    assert!(scans.next().is_none());
 }
 
 #[test]

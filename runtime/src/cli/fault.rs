@@ -38,6 +38,16 @@ pub enum Fault {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// Some series of a folder could not be used; each was told when it was its turn.
+    #[error(
+        "{refused} of the {all} series were not classified, for the reasons given above; the others were"
+    )]
+    Series {
+        /// Series without a result.
+        refused: usize,
+        /// Series in all.
+        all: usize,
+    },
     /// A check's answer is no.
     #[error("{0}")]
     Differs(String),
@@ -72,11 +82,16 @@ impl Fault {
         Self::Io { what: "write", path: path.into(), source }
     }
 
+    /// The message on one line, whatever a library said.
+    pub fn sentence(&self) -> String {
+        self.to_string().replace(['\n', '\r'], " ")
+    }
+
     /// Whether the user's file or flag is at fault (exit code 2), not the machine (exit code 1).
     pub fn is_bad_input(&self) -> bool {
         match self {
             Self::Runtime(error) => error.is_bad_input(),
-            Self::Usage(_) | Self::File { .. } => true,
+            Self::Usage(_) | Self::File { .. } | Self::Series { .. } => true,
             Self::Io { source, .. } => runtime::files::names_no_file(source),
             Self::Differs(_) | Self::Stdout(_) => false,
         }

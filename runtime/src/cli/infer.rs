@@ -49,20 +49,32 @@ impl Infer {
         }
         let device = self.device.clone().unwrap_or_else(default_device);
         let (task, load) = timed(|| self.task.load())?;
-        let (volumes, read) = timed(|| self.scan.read())?;
-        if volumes.len() > 1
+        let (mut scans, open) = timed(|| self.scan.open())?;
+        let all = scans.len();
+        if all > 1
             && let Some((flag, ..)) = self.outputs().next()
         {
-            let n = volumes.len();
             return Err(Fault::Usage(format!(
-                "{flag} names one file, but the input holds {n} series; give one series at a time"
+                "{flag} names one file, but the input holds {all} series; give one series at a time"
             )));
         }
-        let mut results = Vec::new();
-        for volume in volumes {
+        let mut refused = 0;
+        loop {
             let start = Instant::now();
-            let mut result = self.one(&task, &volume, device.as_str())?;
-            let total = load + read + start.elapsed();
+            let Some(scan) = scans.next() else { break };
+            let read = open + start.elapsed();
+            let outcome = scan.map_err(Fault::from).and_then(|volume| self.one(&task, &volume, &device));
+            let mut result = match outcome {
+                Ok(result) => result,
+                // A series that cannot be used does not keep the others from being classified.
+                Err(fault) if fault.is_bad_input() && all > 1 => {
+                    say::message(&format!("scanside: {}", fault.sentence()));
+                    refused += 1;
+                    continue;
+                }
+                Err(fault) => return Err(fault),
+            };
+            let total = load + open + start.elapsed();
             result.timings_ms.extend([
                 ("load".into(), milliseconds(load)),
                 ("read".into(), milliseconds(read)),
@@ -72,9 +84,11 @@ impl Infer {
                 say::message(&format!("scanside: warning: {warning}"));
             }
             say::line(&result.to_json())?;
-            results.push(result);
+            if let Some(broker) = &self.publish {
+                self.send(broker, &device, &result)?;
+            }
         }
-        self.publish.as_ref().map_or(Ok(()), |broker| self.send(broker, &device, &results))
+        if refused > 0 { Err(Fault::Series { refused, all }) } else { Ok(()) }
     }
 
     /// Every file that is to be written, with its flag and the endings that its name may have.
@@ -87,8 +101,8 @@ impl Infer {
         all.into_iter().filter_map(|(flag, path, endings)| Some((flag, path.as_deref()?, endings)))
     }
 
-    fn one(&self, task: &LoadedTask, volume: &Volume, device: &str) -> Result<TaskResult, Fault> {
-        let context = Context { device: device.into(), created: SystemTime::now() };
+    fn one(&self, task: &LoadedTask, volume: &Volume, device: &TopicLevel) -> Result<TaskResult, Fault> {
+        let context = Context { device: device.as_str().into(), created: SystemTime::now() };
         let (prepared, prepare) = timed(|| Ok(task.prepare(volume)?))?;
         let bar = progress(prepared.slices());
         let (classified, encode) = timed(|| {
@@ -140,21 +154,19 @@ impl Infer {
         Ok(())
     }
 
-    fn send(&self, broker: &Broker, device: &TopicLevel, results: &[TaskResult]) -> Result<(), Fault> {
-        let messages: Vec<Message> =
-            results.iter().map(|result| Message::result(result, &self.site, device, broker)).collect();
+    fn send(&self, broker: &Broker, device: &TopicLevel, result: &TaskResult) -> Result<(), Fault> {
+        let message = Message::result(result, &self.site, device, broker);
         // Unique to device, task and scan, so that no other client is thrown out; 23 characters always pass.
-        let id = results.first().map_or("", |result| &result.result_id[..14]);
+        let id = format!("scanside-{}", &result.result_id[..14]);
         let start = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let executor = start.map_err(|source| Fault::Io {
             what: "start the network side of",
             path: "scanside".into(),
             source,
         })?;
-        executor.block_on(publish(broker, &format!("scanside-{id}"), &messages, &Patience::default()))?;
-        for message in &messages {
-            say::message(&format!("scanside: published to {broker} as {}, acknowledged", message.topic));
-        }
+        let (topic, messages) = (message.topic.clone(), [message]);
+        executor.block_on(publish(broker, &id, &messages, &Patience::default()))?;
+        say::message(&format!("scanside: published to {broker} as {topic}, acknowledged"));
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use runtime::engine::default_threads;
 use runtime::infer::LoadedTask;
 use runtime::publish::TopicLevel;
-use runtime::volume::{self, AxisCodes, ReadOptions, Volume};
+use runtime::volume::{self, AxisCodes, ReadOptions, Scans};
 
 use super::Fault;
 
@@ -64,7 +64,7 @@ pub struct ScanArgs {
 
 impl ScanArgs {
     /// The volumes of the one input, at least one.
-    pub fn read(&self) -> Result<Vec<Volume>, Fault> {
+    pub fn open(&self) -> Result<Scans, Fault> {
         let [path] = self.input.as_slice() else {
             let n = self.input.len();
             return Err(Fault::Usage(format!(
@@ -80,7 +80,7 @@ impl ScanArgs {
         }
         let options =
             ReadOptions { assume_orientation: self.assume_orientation, volume_index: self.volume_index };
-        Ok(volume::read(path, &options)?)
+        Ok(volume::open(path, &options)?)
     }
 }
 

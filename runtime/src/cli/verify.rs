@@ -31,17 +31,29 @@ impl Verify {
     pub fn run(self) -> Result<(), Fault> {
         let claimed = read(&self.result)?;
         let task = self.task.load()?;
-        let volumes = self.scan.read()?;
-        let Some(volume) = volumes.iter().find(|v| v.source.digest == claimed.input.digest) else {
-            let digests: Vec<&str> = volumes.iter().map(|v| v.source.digest.as_str()).collect();
-            return Err(Fault::Differs(format!(
-                "the input has SHA-256 {}, but the result was computed from {}",
-                digests.join(" and "),
-                claimed.input.digest
-            )));
+        // Of a study with several series, the one that the result is about; one that cannot be read is not it.
+        let (mut found, mut digests) = (None, Vec::new());
+        let scans = self.scan.open()?;
+        let all = scans.len();
+        for scan in scans {
+            match scan {
+                Ok(volume) if volume.source.digest == claimed.input.digest => found = Some(volume),
+                Ok(volume) => digests.push(volume.source.digest),
+                Err(error) if all > 1 => say::message(&format!("scanside: {error}")),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let Some(volume) = found else {
+            let found = if digests.is_empty() {
+                "no series of the input can be read".to_owned()
+            } else {
+                format!("the input has SHA-256 {}", digests.join(" and "))
+            };
+            let digest = &claimed.input.digest;
+            return Err(Fault::Differs(format!("{found}, but the result was computed from {digest}")));
         };
         let context = Context { device: claimed.device.clone(), created: SystemTime::now() };
-        let prepared = task.prepare(volume)?;
+        let prepared = task.prepare(&volume)?;
         let again = task.classify(&prepared, &context, &|_, _| {})?.result;
         let differences = differences(&claimed, &again, self.tolerance);
         if differences.is_empty() {

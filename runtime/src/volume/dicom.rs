@@ -30,10 +30,27 @@ pub(super) fn is_dicom(start: &[u8]) -> bool {
     start.get(128..132) == Some(b"DICM")
 }
 
-/// Reads one file as a series of one slice.
-pub(super) fn read_file(path: &Path) -> Result<Vec<Volume>, VolumeError> {
+/// The instances of a series that was found, not yet its pixels.
+pub(super) struct Series {
+    origin: PathBuf,
+    instances: Vec<Instance>,
+    warnings: Vec<String>,
+}
+
+impl Series {
+    pub(super) fn read(self) -> Result<Volume, VolumeError> {
+        let mut volume = series::assemble(&self.origin, self.instances)?;
+        volume.warnings.extend(self.warnings);
+        Ok(volume)
+    }
+}
+
+/// One file, as a series of one slice.
+pub(super) fn open_file(path: &Path) -> Result<Series, VolumeError> {
     match Instance::read(path)? {
-        Content::Image(instance) => Ok(vec![series::assemble(path, vec![*instance])?]),
+        Content::Image(instance) => {
+            Ok(Series { origin: path.to_owned(), instances: vec![*instance], warnings: Vec::new() })
+        }
         Content::Other(other) => {
             let found = match other {
                 Other::Dicomdir => "a DICOMDIR",
@@ -44,8 +61,8 @@ pub(super) fn read_file(path: &Path) -> Result<Vec<Volume>, VolumeError> {
     }
 }
 
-/// Reads the files of a folder, not of its subfolders; a volume a series, sorted by Series Instance UID.
-pub(super) fn read_folder(folder: &Path) -> Result<Vec<Volume>, VolumeError> {
+/// The series among the files of a folder, not of its subfolders, sorted by Series Instance UID; at least one.
+pub(super) fn open_folder(folder: &Path) -> Result<Vec<Series>, VolumeError> {
     let mut by_series: BTreeMap<String, Vec<Instance>> = BTreeMap::new();
     let mut strangers = Skipped::default();
     let mut others = Skipped::default();
@@ -77,13 +94,8 @@ pub(super) fn read_folder(folder: &Path) -> Result<Vec<Volume>, VolumeError> {
         .into_iter()
         .flatten()
         .collect();
-    let mut volumes = Vec::with_capacity(by_series.len());
-    for instances in by_series.into_values() {
-        let mut volume = series::assemble(folder, instances)?;
-        volume.warnings.extend(warnings.iter().cloned());
-        volumes.push(volume);
-    }
-    Ok(volumes)
+    let series = |instances| Series { origin: folder.to_owned(), instances, warnings: warnings.clone() };
+    Ok(by_series.into_values().map(series).collect())
 }
 
 /// The regular files of a folder, sorted by name.
