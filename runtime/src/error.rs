@@ -7,6 +7,7 @@ use crate::plugin::PluginError;
 use crate::publish::PublishError;
 use crate::recipe::RecipeError;
 use crate::report::ReportError;
+use crate::slots::SlotError;
 use crate::tensor::TensorError;
 use crate::volume::VolumeError;
 
@@ -40,6 +41,9 @@ pub enum Error {
     /// A task to be loaded or run.
     #[error(transparent)]
     Infer(#[from] InferError),
+    /// A device's plugins.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
     /// Results to be published.
     #[cfg(feature = "service")]
     #[error(transparent)]
@@ -62,6 +66,7 @@ impl Error {
             Self::Graph(e) => e.is_bad_input(),
             Self::Engine(e) => e.is_bad_input(),
             Self::Infer(e) => e.is_bad_input(),
+            Self::Slot(e) => e.is_bad_input(),
             #[cfg(feature = "service")]
             Self::Publish(e) => e.is_bad_input(),
         }

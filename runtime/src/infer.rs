@@ -3,6 +3,8 @@
 //! Slices are prepared inside the engine's worker threads, each into the buffer that its encoder reads, so nothing of
 //! the size of all slices is ever held.
 
+mod golden;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
@@ -21,6 +23,8 @@ use crate::result::{
 };
 use crate::tensor::sha256;
 use crate::volume::Volume;
+
+pub use golden::GoldenReport;
 
 /// How many slices a result names.
 pub const KEY_SLICES: usize = 5;
@@ -80,12 +84,33 @@ pub enum InferError {
         /// The scan.
         input: PathBuf,
     },
+    /// A plugin without golden cases is to go live.
+    #[error(
+        "the plugin of task {task} has no golden cases, so it cannot be checked on this machine; export it again"
+    )]
+    NoGolden {
+        /// The task's name.
+        task: String,
+    },
+    /// A golden case is not reproduced.
+    #[error(
+        "task {task} does not do on this machine what it did where it was exported: in golden case {case}, {detail}; \
+         it does not go live"
+    )]
+    Golden {
+        /// The task's name.
+        task: String,
+        /// The case's name.
+        case: String,
+        /// What differs.
+        detail: String,
+    },
 }
 
 impl InferError {
-    /// Whether the user's file is at fault, not the machine; always so here.
+    /// Whether the user's file is at fault, not the machine.
     pub fn is_bad_input(&self) -> bool {
-        true
+        !matches!(self, Self::Golden { .. })
     }
 }
 

@@ -21,6 +21,7 @@ pub mod publish;
 pub mod recipe;
 pub mod report;
 pub mod result;
+pub mod slots;
 pub mod tensor;
 pub mod volume;
 

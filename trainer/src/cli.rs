@@ -2,7 +2,7 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 use trainer::data::Table;
 use trainer::evaluate::{EvaluateError, Predictions, evaluate};
@@ -181,7 +181,8 @@ pub fn main() -> ExitCode {
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // An error's own sentence names its causes.
+            eprintln!("error: {}", error.to_string().replace(['\n', '\r'], " "));
             ExitCode::from(if is_bad_input(&error) { 2 } else { 1 })
         }
     }
@@ -214,7 +215,7 @@ fn threads(asked: Option<usize>) -> usize {
 /// Prints to standard output; a reader that has gone away is no error.
 fn print(text: &str) -> Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context("standard output"),
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => bail!("cannot write to standard output: {e}"),
         _ => Ok(()),
     }
 }

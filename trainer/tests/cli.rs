@@ -145,7 +145,8 @@ fn bad_input_ends_with_code_2_and_one_sentence() {
     let output = train(&strs(&folder.fit("task.toml", "broken.csv")));
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{message}");
-    assert!(message.contains("the scan of `s3`") && message.contains("task.toml"), "{message}");
+    assert!(message.contains("the scan of `s3`"), "{message}");
+    assert_eq!(message.matches("task.toml").count(), 1, "said once: {message}");
     assert!(!folder.path("run/last.safetensors").exists());
 
     let (none, out) = (folder.text("none"), folder.text("out"));
