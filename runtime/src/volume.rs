@@ -23,6 +23,7 @@ use std::vec;
 use firmware_config::{Observed, Plane};
 use sha2::{Digest, Sha256};
 
+pub use dicom::{DECODABLE_TRANSFER_SYNTAXES, Header, STORAGE_CLASSES};
 pub use error::VolumeError;
 pub use geometry::Geometry;
 pub use nifti::write_nifti;
@@ -191,14 +192,7 @@ impl Volume {
 
     /// The plane of the slices as stored: across the patient axis nearest to the third stored axis.
     pub fn acquisition_plane(&self) -> Plane {
-        let reorientation = self.reorientation();
-        if reorientation.axis[0] == 2 {
-            Plane::Sagittal
-        } else if reorientation.axis[1] == 2 {
-            Plane::Coronal
-        } else {
-            Plane::Axial
-        }
+        self.geometry.plane()
     }
 
     /// What a plugin's `accepts` is compared with.

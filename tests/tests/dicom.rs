@@ -8,7 +8,9 @@ use dicom_core::{DataElement, PrimitiveValue, Tag, VR};
 use dicom_dictionary_std::tags;
 use dicom_object::InMemDicomObject;
 use proptest::prelude::*;
-use runtime::volume::{AxisCodes, Geometry, ReadOptions, Volume, VolumeError, open, read, write_nifti};
+use runtime::volume::{
+    AxisCodes, Geometry, Header, ReadOptions, Volume, VolumeError, open, read, write_nifti,
+};
 use tempfile::TempDir;
 use tests::dicom::{SeriesOptions, Syntax, put_short, put_text, write_edited, write_series};
 
@@ -125,6 +127,33 @@ fn what_is_not_about_the_patient_is_kept() {
     assert_eq!(source.instances[0], "1.2.826.0.1.3680043.10.99.1.1");
     assert_eq!(source.instances[5], "1.2.826.0.1.3680043.10.99.1.6");
     let shown = format!("{volume:?}").to_lowercase();
+    assert!(!shown.contains("secret") && !shown.contains("19991231"), "{shown}");
+}
+
+#[test]
+fn a_header_has_what_rules_ask_for_and_no_patient() {
+    let folder = TempDir::new().unwrap();
+    write_edited(folder.path(), &scan("PIR"), &SeriesOptions::default(), |_, slice| {
+        put_text(slice, tags::SPECIFIC_CHARACTER_SET, VR::CS, "ISO_IR 100");
+        let latin1 = PrimitiveValue::from(b"Sch\xe4del T1 ".as_slice());
+        slice.put(DataElement::new(tags::SERIES_DESCRIPTION, VR::LO, latin1));
+        put_text(slice, tags::PROTOCOL_NAME, VR::LO, "Kopf");
+        put_text(slice, tags::CONTRAST_BOLUS_AGENT, VR::LO, "None");
+        put_text(slice, tags::IMAGE_TYPE, VR::CS, "ORIGINAL\\PRIMARY\\M ");
+        put_text(slice, tags::IMAGES_IN_ACQUISITION, VR::IS, "6");
+    })
+    .unwrap();
+    let header = Header::read(&folder.path().join("0000000004.dcm")).unwrap();
+    assert_eq!(header.series_description.as_deref(), Some("Schädel T1"));
+    assert_eq!(header.protocol_name.as_deref(), Some("Kopf"));
+    assert_eq!(header.body_part.as_deref(), Some("HEAD"));
+    assert_eq!(header.sop_uid, "1.2.826.0.1.3680043.10.99.1.5");
+    assert_eq!(header.study_uid.as_deref(), Some("1.2.826.0.1.3680043.10.99"));
+    assert_eq!(header.image_type, ["ORIGINAL", "PRIMARY", "M"]);
+    assert_eq!((header.images_in_acquisition, header.slice_thickness), (Some(6), Some(3.0)));
+    assert_eq!(header.plane(), Some(firmware_config::Plane::Sagittal));
+    assert!(header.is_image && !header.contrast_agent);
+    let shown = format!("{header:?}").to_lowercase();
     assert!(!shown.contains("secret") && !shown.contains("19991231"), "{shown}");
 }
 

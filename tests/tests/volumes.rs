@@ -8,7 +8,7 @@
 
 use std::path::{Path, PathBuf};
 
-use runtime::volume::{ReadOptions, Volume, VolumeError, read};
+use runtime::volume::{Header, ReadOptions, Volume, VolumeError, read};
 
 fn asset(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/assets/scans").join(name);
@@ -251,4 +251,48 @@ fn nothing_panics() {
         }
     }
     assert!(files > 250, "{files}");
+}
+
+#[test]
+fn headers_say_what_files_are() {
+    let header = |name: &str| Header::read(&asset(name)).unwrap();
+    let ct = header("pydicom/CT_small.dcm");
+    assert_eq!(ct.sop_class, "1.2.840.10008.5.1.4.1.1.2");
+    assert_eq!(ct.sop_uid, "1.3.6.1.4.1.5962.1.1.1.1.1.20040119072730.12322");
+    assert_eq!(ct.series_uid.as_deref(), Some("1.3.6.1.4.1.5962.1.3.1.1.20040119072730.12322"));
+    assert_eq!(ct.transfer_syntax, "1.2.840.10008.1.2.1");
+    assert!(ct.is_image && ct.contrast_agent);
+    assert_eq!(ct.modality.as_deref(), Some("CT"));
+    assert_eq!(ct.image_type, ["ORIGINAL", "PRIMARY", "AXIAL"]);
+    assert_eq!(ct.slice_thickness, Some(5.0));
+    assert_eq!(ct.convolution_kernel.as_deref(), Some("STANDARD"));
+    assert_eq!(ct.series_description, None);
+    assert_eq!((ct.number_of_frames, ct.images_in_acquisition), (1, None));
+    assert_eq!(ct.plane(), Some(firmware_config::Plane::Axial));
+    // Compressed in any way, multi-frame or not.
+    let mr = header("pydicom/MR_small_jpeg_ls_lossless.dcm");
+    assert_eq!(mr.transfer_syntax, "1.2.840.10008.1.2.4.80");
+    assert!(mr.is_image && !mr.contrast_agent);
+    assert_eq!(header("pydicom/JPGExtended.dcm").transfer_syntax, "1.2.840.10008.1.2.4.51");
+    let enhanced = header("pydicom/large/emri_small.dcm");
+    assert_eq!((enhanced.is_image, enhanced.number_of_frames), (true, 10));
+    assert_eq!(header("pydicom/large/liver.dcm").number_of_frames, 3);
+    // What is no image is told from what is broken.
+    for (name, class) in [
+        ("test-SR.dcm", "1.2.840.10008.5.1.4.1.1.88.33"),
+        ("waveform_ecg.dcm", "1.2.840.10008.5.1.4.1.1.9.1.1"),
+        ("rtplan.dcm", "1.2.840.10008.5.1.4.1.1.481.5"),
+        ("dicomdirtests/DICOMDIR", "1.2.840.10008.1.3.10"),
+    ] {
+        let header = header(&format!("pydicom/{name}"));
+        assert_eq!((header.is_image, header.sop_class.as_str()), (false, class), "{name}");
+    }
+    for (name, why) in [
+        ("no_meta.dcm", "not DICOM"),
+        ("no_meta_group_length.dcm", "lacks FileMetaInformationGroupLength"),
+        ("README.txt", "not DICOM"),
+    ] {
+        let error = Header::read(&asset(&format!("pydicom/{name}"))).unwrap_err();
+        assert!(error.is_bad_input() && error.to_string().contains(why), "{name}: {error}");
+    }
 }

@@ -12,6 +12,7 @@
 //! kinds, single-frame grayscale. Others are refused by name.
 
 mod dataset;
+mod header;
 mod instance;
 mod pixels;
 mod rle;
@@ -22,8 +23,26 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use dicom_dictionary_std::uids;
+
 use super::{Volume, VolumeError};
+pub use header::Header;
 use instance::{Content, Instance, Other};
+
+/// Transfer syntaxes of which the pixels can be read (PS3.6, A): what a listener may negotiate for images.
+///
+/// Every other one is refused by name.
+pub const DECODABLE_TRANSFER_SYNTAXES: &[&str] = &[
+    uids::EXPLICIT_VR_LITTLE_ENDIAN,
+    uids::IMPLICIT_VR_LITTLE_ENDIAN,
+    uids::DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
+    dataset::EXPLICIT_BIG,
+    uids::RLE_LOSSLESS,
+];
+
+/// Storage SOP classes that are read as slices (PS3.4, B.5): what a listener may accept.
+pub const STORAGE_CLASSES: &[&str] =
+    &[uids::CT_IMAGE_STORAGE, uids::MR_IMAGE_STORAGE, uids::POSITRON_EMISSION_TOMOGRAPHY_IMAGE_STORAGE];
 
 /// Whether a file that starts like this is DICOM (PS3.10, 7.1): 128 bytes of any kind, then `DICM`.
 pub(super) fn is_dicom(start: &[u8]) -> bool {

@@ -1,5 +1,7 @@
 //! The affine from voxel indices to patient space.
 
+use firmware_config::Plane;
+
 use super::Reorientation;
 use super::orientation;
 
@@ -44,6 +46,18 @@ impl Geometry {
     /// Which stored axis runs along which patient axis.
     pub fn reorientation(&self) -> Reorientation {
         orientation::nearest_axes(self)
+    }
+
+    /// The plane across the patient axis nearest to the third stored axis.
+    pub fn plane(&self) -> Plane {
+        let axis = self.reorientation().axis;
+        if axis[0] == 2 {
+            Plane::Sagittal
+        } else if axis[1] == 2 {
+            Plane::Coronal
+        } else {
+            Plane::Axial
+        }
     }
 
     /// What makes this affine unusable, if anything: numbers that are not finite, an axis of no length, axes far

@@ -11,7 +11,7 @@ use dicom_core::header::{HasLength, Header, SequenceItemHeader};
 use dicom_core::{Tag, VR};
 use dicom_dictionary_std::{StandardDataDictionary, tags, uids};
 use dicom_encoding::TransferSyntaxIndex;
-use dicom_encoding::text::SpecificCharacterSet;
+use dicom_encoding::text::{SpecificCharacterSet, TextCodec};
 use dicom_parser::{DynStatefulDecoder, StatefulDecode};
 use dicom_transfer_syntax_registry::{TransferSyntaxRegistry, entries};
 use flate2::bufread::DeflateDecoder;
@@ -20,11 +20,44 @@ use crate::volume::VolumeError;
 use crate::volume::hashing::Hashing;
 
 /// Explicit VR Big Endian, retired in 2006, still in archives.
-const EXPLICIT_BIG: &str = "1.2.840.10008.1.2.2";
+pub(super) const EXPLICIT_BIG: &str = "1.2.840.10008.1.2.2";
+/// JPIP Referenced Deflate: no pixel data, but a deflated data set.
+const JPIP_DEFLATED: &str = "1.2.840.10008.1.2.4.95";
 /// No attribute that is read is longer.
 const MAX_VALUE: u32 = 4096;
 /// The File Meta Information (PS3.10, 7.1) is refused beyond this.
 const MAX_META: u32 = 1 << 16;
+
+/// How the data set is encoded, whatever its pixel data (PS3.5, 10).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Encoding {
+    ImplicitLittle,
+    ExplicitLittle,
+    ExplicitBig,
+    Deflated,
+}
+
+impl Encoding {
+    fn of(syntax: &str, path: &Path) -> Result<Self, VolumeError> {
+        match syntax {
+            uids::IMPLICIT_VR_LITTLE_ENDIAN => Ok(Self::ImplicitLittle),
+            EXPLICIT_BIG => Ok(Self::ExplicitBig),
+            uids::DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN | JPIP_DEFLATED => Ok(Self::Deflated),
+            // All others of the standard, encapsulated ones included.
+            _ if TransferSyntaxRegistry.get(syntax).is_some() => Ok(Self::ExplicitLittle),
+            _ => Err(unsupported_syntax(syntax, path)),
+        }
+    }
+}
+
+fn unsupported_syntax(uid: &str, path: &Path) -> VolumeError {
+    let name = TransferSyntaxRegistry.get(uid).map_or("an unknown one", |syntax| syntax.name());
+    VolumeError::Unsupported {
+        path: path.to_owned(),
+        found: format!("pixel data in the transfer syntax {name} ({})", uid.escape_debug()),
+        instead: "convert it to explicit little endian or RLE lossless".to_owned(),
+    }
+}
 
 /// How pixel data is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,21 +70,14 @@ pub(super) enum Syntax {
 }
 
 impl Syntax {
-    fn from_uid(uid: &str, path: &Path) -> Result<Self, VolumeError> {
+    pub(super) fn from_uid(uid: &str, path: &Path) -> Result<Self, VolumeError> {
         match uid {
             uids::IMPLICIT_VR_LITTLE_ENDIAN => Ok(Self::ImplicitLittle),
             uids::EXPLICIT_VR_LITTLE_ENDIAN => Ok(Self::ExplicitLittle),
             EXPLICIT_BIG => Ok(Self::ExplicitBig),
             uids::DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN => Ok(Self::Deflated),
             uids::RLE_LOSSLESS => Ok(Self::Rle),
-            _ => {
-                let name = TransferSyntaxRegistry.get(uid).map_or("an unknown one", |syntax| syntax.name());
-                Err(VolumeError::Unsupported {
-                    path: path.to_owned(),
-                    found: format!("pixel data in the transfer syntax {name} ({uid})"),
-                    instead: "convert it to explicit little endian or RLE lossless".to_owned(),
-                })
-            }
+            _ => Err(unsupported_syntax(uid, path)),
         }
     }
 
@@ -71,6 +97,16 @@ impl Attributes {
     /// Text without padding; `None` where missing or empty.
     pub(super) fn text(&self, tag: Tag) -> Option<String> {
         let text = String::from_utf8_lossy(self.values.get(&tag)?);
+        let text = text.trim_matches([' ', '\0']);
+        (!text.is_empty()).then(|| text.to_owned())
+    }
+
+    /// As [`Self::text`], free text in the file's own character set (PS3.5, 6.1).
+    pub(super) fn free_text(&self, tag: Tag) -> Option<String> {
+        let codes = self.text(tags::SPECIFIC_CHARACTER_SET).unwrap_or_default();
+        let first = codes.split('\\').next().unwrap_or_default().trim();
+        let charset = SpecificCharacterSet::from_code(first)?;
+        let text = charset.decode(self.values.get(&tag)?).ok()?;
         let text = text.trim_matches([' ', '\0']);
         (!text.is_empty()).then(|| text.to_owned())
     }
@@ -151,6 +187,7 @@ type Bytes<'a> = Box<dyn Read + 'a>;
 pub(super) struct Walk<'a> {
     path: &'a Path,
     decoder: DynStatefulDecoder<Bytes<'a>>,
+    little: bool,
 }
 
 /// A file opened for walking; hashes what is read.
@@ -161,11 +198,18 @@ pub(super) fn open(path: &Path) -> Result<Source, VolumeError> {
     Ok(BufReader::with_capacity(1 << 16, Hashing::new(file)))
 }
 
-/// The transfer syntax and the SOP Class UID from the File Meta Information, and a walk of the data set behind it.
-pub(super) fn begin<'a>(
-    path: &'a Path,
-    source: &'a mut Source,
-) -> Result<(Syntax, Option<String>, Walk<'a>), VolumeError> {
+/// What the File Meta Information says (PS3.10, 7.1).
+pub(super) struct Meta {
+    /// Transfer Syntax UID (0002,0010).
+    pub(super) syntax: String,
+    /// Media Storage SOP Class UID (0002,0002).
+    pub(super) class: Option<String>,
+    /// Media Storage SOP Instance UID (0002,0003).
+    pub(super) instance: Option<String>,
+}
+
+/// The File Meta Information, and a walk of the data set behind it.
+pub(super) fn begin<'a>(path: &'a Path, source: &'a mut Source) -> Result<(Meta, Walk<'a>), VolumeError> {
     let damaged = |problem: &str| VolumeError::Damaged { path: path.to_owned(), problem: problem.to_owned() };
     // Preamble and prefix, then (0002,0000) FileMetaInformationGroupLength, which says where the data set starts.
     let mut head = [0; 144];
@@ -182,41 +226,45 @@ pub(super) fn begin<'a>(
         return Err(VolumeError::field(path, field, length, format!("at most {MAX_META} bytes")));
     }
     let mut meta =
-        Walk::new(path, Box::new(source.by_ref().take(u64::from(length))), Syntax::ExplicitLittle)?;
-    let wanted = [tags::TRANSFER_SYNTAX_UID, tags::MEDIA_STORAGE_SOP_CLASS_UID];
-    let (attributes, _) = meta.attributes(&wanted, Syntax::ExplicitLittle)?;
+        Walk::new(path, Box::new(source.by_ref().take(u64::from(length))), Encoding::ExplicitLittle)?;
+    let (attributes, _) = meta.attributes(&[
+        tags::TRANSFER_SYNTAX_UID,
+        tags::MEDIA_STORAGE_SOP_CLASS_UID,
+        tags::MEDIA_STORAGE_SOP_INSTANCE_UID,
+    ])?;
     drop(meta);
-    let syntax = Syntax::from_uid(&attributes.required_text(tags::TRANSFER_SYNTAX_UID, path)?, path)?;
-    let bytes: Bytes = match syntax {
-        Syntax::Deflated => Box::new(BufReader::new(DeflateDecoder::new(source))),
+    let meta = Meta {
+        syntax: attributes.required_text(tags::TRANSFER_SYNTAX_UID, path)?,
+        class: attributes.text(tags::MEDIA_STORAGE_SOP_CLASS_UID),
+        instance: attributes.text(tags::MEDIA_STORAGE_SOP_INSTANCE_UID),
+    };
+    let encoding = Encoding::of(&meta.syntax, path)?;
+    let bytes: Bytes = match encoding {
+        Encoding::Deflated => Box::new(BufReader::new(DeflateDecoder::new(source))),
         _ => Box::new(source),
     };
-    let class = attributes.text(tags::MEDIA_STORAGE_SOP_CLASS_UID);
-    Ok((syntax, class, Walk::new(path, bytes, syntax)?))
+    Ok((meta, Walk::new(path, bytes, encoding)?))
 }
 
 impl<'a> Walk<'a> {
-    fn new(path: &'a Path, bytes: Bytes<'a>, syntax: Syntax) -> Result<Self, VolumeError> {
-        let entry = match syntax {
-            Syntax::ImplicitLittle => entries::IMPLICIT_VR_LITTLE_ENDIAN.erased(),
-            Syntax::ExplicitBig => entries::EXPLICIT_VR_BIG_ENDIAN.erased(),
-            Syntax::ExplicitLittle | Syntax::Deflated | Syntax::Rle => {
-                entries::EXPLICIT_VR_LITTLE_ENDIAN.erased()
-            }
+    fn new(path: &'a Path, bytes: Bytes<'a>, encoding: Encoding) -> Result<Self, VolumeError> {
+        let entry = match encoding {
+            Encoding::ImplicitLittle => entries::IMPLICIT_VR_LITTLE_ENDIAN.erased(),
+            Encoding::ExplicitBig => entries::EXPLICIT_VR_BIG_ENDIAN.erased(),
+            Encoding::ExplicitLittle | Encoding::Deflated => entries::EXPLICIT_VR_LITTLE_ENDIAN.erased(),
         };
         let decoder = DynStatefulDecoder::new_with(bytes, &entry, SpecificCharacterSet::default(), 0);
         let decoder = decoder.map_err(|error| VolumeError::Damaged {
             path: path.to_owned(),
             problem: format!("its transfer syntax cannot be decoded ({error})"),
         })?;
-        Ok(Self { path, decoder })
+        Ok(Self { path, decoder, little: encoding != Encoding::ExplicitBig })
     }
 
     /// Reads on to the pixel data or the end, keeping the `wanted` attributes of the top level.
     pub(super) fn attributes(
         &mut self,
         wanted: &[Tag],
-        syntax: Syntax,
     ) -> Result<(Attributes, Option<PixelElement>), VolumeError> {
         let mut values = BTreeMap::new();
         let mut pixel_data = None;
@@ -259,7 +307,7 @@ impl<'a> Walk<'a> {
                 }
             }
         }
-        Ok((Attributes { values, little: syntax.little() }, pixel_data))
+        Ok((Attributes { values, little: self.little }, pixel_data))
     }
 
     /// Appends `length` bytes to `out`, fewer where the file ends.

@@ -121,17 +121,18 @@ pub(super) enum Begun<'a> {
 
 /// Reads a file up to its pixels.
 pub(super) fn begin<'a>(path: &'a Path, source: &'a mut dataset::Source) -> Result<Begun<'a>, VolumeError> {
-    let (syntax, class, mut walk) = dataset::begin(path, source)?;
-    let (attributes, pixel_data) = walk.attributes(&WANTED, syntax)?;
-    let class = attributes.text(tags::SOP_CLASS_UID).or(class).unwrap_or_default();
+    let (meta, mut walk) = dataset::begin(path, source)?;
+    let (attributes, pixel_data) = walk.attributes(&WANTED)?;
+    let class = attributes.text(tags::SOP_CLASS_UID).or(meta.class).unwrap_or_default();
     let Some(pixel_data) = pixel_data else {
         // A cut-off image must not pass for something else, or a series would lack a slice in silence.
-        if IMAGE_CLASSES.contains(&class.as_str()) || attributes.has(tags::ROWS) {
+        if is_image(&class, &attributes) {
             return Err(missing(tags::PIXEL_DATA, path));
         }
         let dicomdir = class == uids::MEDIA_STORAGE_DIRECTORY_STORAGE;
         return Ok(Begun::Other(if dicomdir { Other::Dicomdir } else { Other::Document }));
     };
+    let syntax = dataset::Syntax::from_uid(&meta.syntax, path)?;
     refuse_other_kinds(path, &class, &attributes, pixel_data)?;
     let format = Format::read(path, &attributes, syntax)?;
     let [rows, columns] = size(path, &attributes)?;
@@ -156,6 +157,11 @@ pub(super) fn begin<'a>(path: &'a Path, source: &'a mut dataset::Source) -> Resu
         acquired: numbers(tags::IMAGES_IN_ACQUISITION).ok().flatten(),
     };
     Ok(Begun::Image(Box::new(instance), pixel_data, walk))
+}
+
+/// Whether the attributes are those of an image, pixel data or not.
+pub(super) fn is_image(class: &str, attributes: &Attributes) -> bool {
+    IMAGE_CLASSES.contains(&class) || ENHANCED_CLASSES.contains(&class) || attributes.has(tags::ROWS)
 }
 
 fn refuse_other_kinds(
@@ -231,7 +237,7 @@ fn spacing(path: &Path, attributes: &Attributes) -> Result<[f64; 2], VolumeError
 }
 
 /// Two unit vectors at right angles (PS3.3, C.7.6.2.1.1); rounding in the file's decimals is mended.
-fn orientation(path: &Path, attributes: &Attributes) -> Result<[[f64; 3]; 2], VolumeError> {
+pub(super) fn orientation(path: &Path, attributes: &Attributes) -> Result<[[f64; 3]; 2], VolumeError> {
     use crate::volume::geometry::{dot, norm};
     let tag = tags::IMAGE_ORIENTATION_PATIENT;
     let [a, b, c, d, e, f] = attributes.numbers(tag, path)?.ok_or_else(|| missing(tag, path))?;
