@@ -8,6 +8,8 @@ use crate::publish::PublishError;
 use crate::recipe::RecipeError;
 use crate::report::ReportError;
 use crate::slots::SlotError;
+#[cfg(feature = "service")]
+use crate::store::StoreError;
 use crate::tensor::TensorError;
 use crate::volume::VolumeError;
 
@@ -48,6 +50,10 @@ pub enum Error {
     #[cfg(feature = "service")]
     #[error(transparent)]
     Publish(#[from] PublishError),
+    /// What must outlive a power cut.
+    #[cfg(feature = "service")]
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// A result of this crate.
@@ -69,6 +75,8 @@ impl Error {
             Self::Slot(e) => e.is_bad_input(),
             #[cfg(feature = "service")]
             Self::Publish(e) => e.is_bad_input(),
+            #[cfg(feature = "service")]
+            Self::Store(e) => e.is_bad_input(),
         }
     }
 }

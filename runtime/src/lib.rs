@@ -22,6 +22,8 @@ pub mod recipe;
 pub mod report;
 pub mod result;
 pub mod slots;
+#[cfg(feature = "service")]
+pub mod store;
 pub mod tensor;
 pub mod volume;
 

@@ -114,10 +114,18 @@ pub struct Input {
 
 /// How it was known that a scan is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Completion {
     /// A person or program named the file or folder as it is.
     Given,
+    /// The association on which it came has ended.
+    AssociationEnd,
+    /// As many instances have come as the sender said there are.
+    ExpectedCount,
+    /// No instance has come for the configured time.
+    Idle,
+    /// The first instance came longer ago than the configured time.
+    MaxAge,
 }
 
 /// One label's logit and what follows from it.

@@ -1,6 +1,6 @@
 //! Starting the workspace's programs from a test, natively and under emulation.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A call of `scanside` or `scanside-train` as it was built together with the calling test.
@@ -14,6 +14,18 @@ pub fn program(name: &str) -> Command {
         "{} is not built: run `cargo build --workspace --release --bins`",
         path.display()
     );
+    started_with_runner(&path)
+}
+
+/// A call of the calling test program, for a test that needs a process of its own to be killed.
+///
+/// # Panics
+/// Where its path is unknown.
+pub fn itself() -> Command {
+    started_with_runner(&own_path())
+}
+
+fn started_with_runner(path: &Path) -> Command {
     let runner = std::env::var("SCANSIDE_RUNNER").unwrap_or_default();
     let mut words = runner.lines();
     match words.next() {
@@ -28,9 +40,12 @@ pub fn program(name: &str) -> Command {
 
 /// `target/…/release`: a test lies in its `deps`.
 fn folder() -> PathBuf {
-    let test =
-        std::env::current_exe().unwrap_or_else(|error| panic!("the test's own path is unknown: {error}"));
+    let test = own_path();
     test.ancestors().nth(2).unwrap_or(&test).to_owned()
+}
+
+fn own_path() -> PathBuf {
+    std::env::current_exe().unwrap_or_else(|error| panic!("the test's own path is unknown: {error}"))
 }
 
 /// How a program ended.

@@ -1,0 +1,479 @@
+//! A disk in memory that keeps what was done to it as a list, so that it can be said what may lie on it if the power went
+//! after any of the operations.
+//!
+//! The model is harsher than file systems are: what was not synced may be lost, kept or torn, in units of 512 bytes, in any
+//! order; a name that was made or removed without its folder being synced may be there or not, and the two halves of a
+//! renaming are two such changes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, ErrorKind};
+use std::path::{Component, Path};
+use std::sync::{Arc, Mutex};
+
+use super::super::disk::{Disk, DiskFile, Entry, Lock};
+use super::super::locked;
+
+/// What a disk writes whole or not at all.
+const SECTOR: usize = 512;
+
+type Id = usize;
+
+const ROOT: Id = 0;
+
+#[derive(Debug, Clone)]
+enum Node {
+    File(Arc<Vec<u8>>),
+    Folder(BTreeMap<String, Id>),
+}
+
+type Nodes = HashMap<Id, Node>;
+
+/// A change that is not durable before it is synced.
+#[derive(Debug, Clone)]
+enum Change {
+    Name { folder: Id, name: String, to: Option<Id> },
+    Write { file: Id, offset: usize, data: Arc<[u8]> },
+    Length { file: Id, length: usize },
+}
+
+impl Change {
+    /// The file or folder whose sync makes it durable.
+    fn of(&self) -> Id {
+        match self {
+            Self::Name { folder, .. } => *folder,
+            Self::Write { file, .. } | Self::Length { file, .. } => *file,
+        }
+    }
+
+    fn apply(&self, nodes: &mut Nodes) {
+        match (nodes.get_mut(&self.of()), self) {
+            (Some(Node::Folder(entries)), Self::Name { name, to: Some(id), .. }) => {
+                entries.insert(name.clone(), *id);
+            }
+            (Some(Node::Folder(entries)), Self::Name { name, to: None, .. }) => {
+                entries.remove(name);
+            }
+            (Some(Node::File(content)), Self::Write { offset, data, .. }) => {
+                let content = Arc::make_mut(content);
+                let end = offset + data.len();
+                if content.len() < end {
+                    content.resize(end, 0);
+                }
+                content[*offset..end].copy_from_slice(data);
+            }
+            (Some(Node::File(content)), Self::Length { length, .. }) => {
+                Arc::make_mut(content).resize(*length, 0)
+            }
+            (node, change) => unreachable!("{change:?} of {node:?}"),
+        }
+    }
+
+    /// The part of a write that lies in each sector.
+    fn sectors(&self) -> Vec<Self> {
+        let Self::Write { file, offset, data } = self else { return vec![self.clone()] };
+        let mut parts = Vec::new();
+        let mut at = *offset;
+        while at < offset + data.len() {
+            let end = ((at / SECTOR + 1) * SECTOR).min(offset + data.len());
+            parts.push(Self::Write { file: *file, offset: at, data: data[at - offset..end - offset].into() });
+            at = end;
+        }
+        parts
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Operation {
+    /// Changes that belong to one call, and a node that it made.
+    Change(Vec<Change>, Option<(Id, Node)>),
+    Sync(Id),
+}
+
+/// The places where the store syncs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncPoint {
+    /// The content of a spool file, before its renaming.
+    Content,
+    /// A series' folder, after the renaming into it.
+    SeriesFolder,
+    /// The folder of the series' folders, after one was made.
+    InstancesFolder,
+    /// The store's folder, after the index was renamed.
+    StoreFolder,
+    /// The folder in which the store's folder was made.
+    AboveStore,
+    /// The new index before its renaming, by redb.
+    NewIndex,
+    /// The index at each commit, by redb.
+    Index,
+}
+
+impl SyncPoint {
+    pub const ALL: [Self; 7] = [
+        Self::Content,
+        Self::SeriesFolder,
+        Self::InstancesFolder,
+        Self::StoreFolder,
+        Self::AboveStore,
+        Self::NewIndex,
+        Self::Index,
+    ];
+
+    fn of(path: &Path) -> Self {
+        let names: Vec<&str> = path.iter().filter_map(|name| name.to_str()).collect();
+        match names[..] {
+            ["/"] | ["/", "data"] => Self::AboveStore,
+            ["/", "data", "store"] => Self::StoreFolder,
+            ["/", "data", "store", "instances"] => Self::InstancesFolder,
+            ["/", "data", "store", "instances", _] => Self::SeriesFolder,
+            ["/", "data", "store", "spool", _] => Self::Content,
+            ["/", "data", "store", "index.redb"] => Self::Index,
+            ["/", "data", "store", "index.redb.new"] => Self::NewIndex,
+            _ => panic!("the store syncs {}, which is no point known to the test", path.display()),
+        }
+    }
+}
+
+/// The running machine's view of the disk.
+pub struct SimDisk(Arc<Mutex<State>>);
+
+struct State {
+    nodes: Nodes,
+    next: Id,
+    log: Vec<Operation>,
+    left_out: Option<SyncPoint>,
+    /// The number of the operation that fails.
+    failing: Option<usize>,
+}
+
+impl SimDisk {
+    /// An empty disk that does nothing when asked to sync `left_out`.
+    pub fn new(left_out: Option<SyncPoint>) -> Self {
+        let nodes = HashMap::from([(ROOT, Node::Folder(BTreeMap::new()))]);
+        Self(Arc::new(Mutex::new(State { nodes, next: 1, log: Vec::new(), left_out, failing: None })))
+    }
+
+    /// Lets the operation after so many fail for want of space.
+    pub fn fail_after(&self, operations: usize) {
+        locked(&self.0).failing = Some(operations);
+    }
+
+    /// Operations so far.
+    pub fn operations(&self) -> usize {
+        locked(&self.0).log.len()
+    }
+
+    /// The content of a file.
+    pub fn content(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let state = locked(&self.0);
+        let id = state.find(path)?;
+        state.file(id).map(|content| content.to_vec())
+    }
+
+    /// The names of all files.
+    pub fn files(&self) -> Vec<String> {
+        fn walk(state: &State, id: Id, path: &str, out: &mut Vec<String>) {
+            match &state.nodes[&id] {
+                Node::File(_) => out.push(path.to_owned()),
+                Node::Folder(entries) => {
+                    entries.iter().for_each(|(name, id)| walk(state, *id, &format!("{path}/{name}"), out));
+                }
+            }
+        }
+        let mut out = Vec::new();
+        walk(&locked(&self.0), ROOT, "", &mut out);
+        out
+    }
+}
+
+impl State {
+    fn entries(&self, folder: Id) -> io::Result<&BTreeMap<String, Id>> {
+        match &self.nodes[&folder] {
+            Node::Folder(entries) => Ok(entries),
+            Node::File(_) => Err(ErrorKind::NotADirectory.into()),
+        }
+    }
+
+    fn file(&self, id: Id) -> io::Result<&Arc<Vec<u8>>> {
+        match &self.nodes[&id] {
+            Node::File(content) => Ok(content),
+            Node::Folder(_) => Err(ErrorKind::IsADirectory.into()),
+        }
+    }
+
+    fn find(&self, path: &Path) -> io::Result<Id> {
+        path.components().try_fold(ROOT, |id, component| match component {
+            Component::Normal(name) => {
+                let name = name.to_str().ok_or(ErrorKind::InvalidFilename)?;
+                self.entries(id)?.get(name).copied().ok_or_else(|| ErrorKind::NotFound.into())
+            }
+            _ => Ok(id),
+        })
+    }
+
+    /// The folder in which a path lies, and the name there.
+    fn place(&self, path: &Path) -> io::Result<(Id, String)> {
+        let name = path.file_name().and_then(|name| name.to_str()).ok_or(ErrorKind::InvalidFilename)?;
+        Ok((self.find(path.parent().unwrap_or(Path::new("/")))?, name.to_owned()))
+    }
+
+    fn fail_if_due(&mut self) -> io::Result<()> {
+        if self.failing == Some(self.log.len()) {
+            self.failing = None;
+            return Err(ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, changes: Vec<Change>, new: Option<(Id, Node)>) -> io::Result<()> {
+        self.fail_if_due()?;
+        self.nodes.extend(new.clone());
+        changes.iter().for_each(|change| change.apply(&mut self.nodes));
+        self.log.push(Operation::Change(changes, new));
+        Ok(())
+    }
+
+    fn make(&mut self, path: &Path, node: Node) -> io::Result<Id> {
+        let (folder, name) = self.place(path)?;
+        if self.entries(folder)?.contains_key(&name) {
+            return Err(ErrorKind::AlreadyExists.into());
+        }
+        let id = self.next;
+        self.next += 1;
+        self.run(vec![Change::Name { folder, name, to: Some(id) }], Some((id, node)))?;
+        Ok(id)
+    }
+
+    fn sync(&mut self, id: Id, point: SyncPoint) -> io::Result<()> {
+        self.fail_if_due()?;
+        if self.left_out != Some(point) {
+            self.log.push(Operation::Sync(id));
+        }
+        Ok(())
+    }
+}
+
+impl Disk for SimDisk {
+    fn create_folder(&self, path: &Path) -> io::Result<bool> {
+        let mut state = locked(&self.0);
+        if state.find(path).is_ok_and(|id| state.entries(id).is_ok()) {
+            return Ok(false);
+        }
+        state.make(path, Node::Folder(BTreeMap::new())).map(|_| true)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        let id = locked(&self.0).make(path, Node::File(Arc::default()))?;
+        Ok(Box::new(SimFile { state: Arc::clone(&self.0), id, point: SyncPoint::of(path) }))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        let id = locked(&self.0).find(path)?;
+        Ok(Box::new(SimFile { state: Arc::clone(&self.0), id, point: SyncPoint::of(path) }))
+    }
+
+    fn length(&self, path: &Path) -> io::Result<Option<u64>> {
+        let state = locked(&self.0);
+        match state.find(path) {
+            Ok(id) => Ok(state.file(id).ok().map(|content| content.len() as u64)),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<Entry>> {
+        let state = locked(&self.0);
+        let entry = |(name, id): (&String, &Id)| {
+            let bytes = state.file(*id).map_or(0, |content| content.len() as u64);
+            Entry { name: name.clone(), bytes, is_folder: state.entries(*id).is_ok() }
+        };
+        Ok(state.entries(state.find(folder)?)?.iter().map(entry).collect())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = locked(&self.0);
+        let ((old, old_name), (folder, name)) = (state.place(from)?, state.place(to)?);
+        let id = state.find(from)?;
+        let gone = Change::Name { folder: old, name: old_name, to: None };
+        state.run(vec![Change::Name { folder, name, to: Some(id) }, gone], None)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut state = locked(&self.0);
+        let id = state.find(path)?;
+        state.file(id)?;
+        let (folder, name) = state.place(path)?;
+        state.run(vec![Change::Name { folder, name, to: None }], None)
+    }
+
+    fn remove_folder(&self, path: &Path) -> io::Result<()> {
+        let mut state = locked(&self.0);
+        let id = state.find(path)?;
+        if !state.entries(id)?.is_empty() {
+            return Err(ErrorKind::DirectoryNotEmpty.into());
+        }
+        let (folder, name) = state.place(path)?;
+        state.run(vec![Change::Name { folder, name, to: None }], None)
+    }
+
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        let mut state = locked(&self.0);
+        let id = state.find(path)?;
+        state.sync(id, SyncPoint::of(path))
+    }
+
+    fn free_bytes(&self, _: &Path) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
+
+    fn lock(&self, _: &Path) -> io::Result<Option<Lock>> {
+        Ok(Some(Box::new(())))
+    }
+}
+
+struct SimFile {
+    state: Arc<Mutex<State>>,
+    id: Id,
+    point: SyncPoint,
+}
+
+impl std::fmt::Debug for SimFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SimFile({})", self.id)
+    }
+}
+
+impl DiskFile for SimFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(locked(&self.state).file(self.id)?.len() as u64)
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let state = locked(&self.state);
+        let content = state.file(self.id)?;
+        let part = content.get(offset as usize..offset as usize + out.len());
+        out.copy_from_slice(part.ok_or(ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let change = Change::Write { file: self.id, offset: offset as usize, data: data.into() };
+        locked(&self.state).run(vec![change], None)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        locked(&self.state).run(vec![Change::Length { file: self.id, length: len as usize }], None)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        locked(&self.state).sync(self.id, self.point)
+    }
+}
+
+/// What a power cut takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// All that was not synced.
+    Everything,
+    /// Nothing, as when only the process is killed.
+    Nothing,
+    /// Content that was not synced; names are kept.
+    Content,
+    /// Names that were not synced; content is kept.
+    Names,
+    /// What came after some operation, which is torn.
+    Torn(u64),
+    /// Any sector and any name that was not synced.
+    Shuffled(u64),
+}
+
+/// What lies on the disk for certain, and what may.
+#[derive(Clone)]
+pub struct Platter {
+    durable: Nodes,
+    next: Id,
+    pending: Vec<Change>,
+}
+
+impl Platter {
+    /// The disk as it is, all of it durable.
+    pub fn of(disk: &SimDisk) -> Self {
+        let state = locked(&disk.0);
+        Self { durable: state.nodes.clone(), next: state.next, pending: Vec::new() }
+    }
+
+    /// Follows the disk's operations `from..to`.
+    pub fn follow(&mut self, disk: &SimDisk, from: usize, to: usize) {
+        for operation in &locked(&disk.0).log[from..to] {
+            match operation {
+                Operation::Change(changes, new) => {
+                    if let Some((id, node)) = new {
+                        self.durable.insert(*id, node.clone());
+                        self.next = self.next.max(id + 1);
+                    }
+                    self.pending.extend(changes.iter().cloned());
+                }
+                Operation::Sync(id) => {
+                    let durable = &mut self.durable;
+                    self.pending.retain(|change| {
+                        let synced = change.of() == *id;
+                        if synced {
+                            change.apply(durable);
+                        }
+                        !synced
+                    });
+                }
+            }
+        }
+    }
+
+    /// A disk on which the power cut left what `loss` says, running again, with nothing in its list.
+    pub fn after(&self, loss: Loss, left_out: Option<SyncPoint>) -> SimDisk {
+        let mut nodes = self.durable.clone();
+        let is_name = |change: &Change| matches!(change, Change::Name { .. });
+        let mut keep = |change: &Change| change.apply(&mut nodes);
+        match loss {
+            Loss::Everything => {}
+            Loss::Nothing => self.pending.iter().for_each(keep),
+            Loss::Content => self.pending.iter().filter(|change| is_name(change)).for_each(keep),
+            Loss::Names => self.pending.iter().filter(|change| !is_name(change)).for_each(keep),
+            Loss::Torn(seed) => {
+                let mut random = Random(seed);
+                let whole = random.below(self.pending.len() + 1);
+                self.pending[..whole].iter().for_each(&mut keep);
+                if let Some(torn) = self.pending.get(whole) {
+                    let sectors = torn.sectors();
+                    sectors[..random.below(sectors.len() + 1)].iter().for_each(keep);
+                }
+            }
+            Loss::Shuffled(seed) => {
+                let mut random = Random(seed);
+                let sectors = self.pending.iter().flat_map(Change::sectors);
+                sectors.filter(|_| random.below(2) == 0).for_each(|change| keep(&change));
+            }
+        }
+        SimDisk(Arc::new(Mutex::new(State {
+            nodes,
+            next: self.next,
+            log: Vec::new(),
+            left_out,
+            failing: None,
+        })))
+    }
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.next() % end as u64) as usize
+    }
+}
