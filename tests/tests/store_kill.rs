@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use proptest::prelude::RngCore;
+use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 use runtime::result::{Completion, Kind};
 use runtime::store::{Job, Limits, NewInstance, OutboxMessage, Recovery, Store, StoredResult};
@@ -160,7 +160,7 @@ impl Said {
             let stored = there.entry(series).or_insert_with(|| store.instances(series).unwrap());
             let found = stored.iter().find(|stored| stored.sop_uid == sop.to_string());
             let path = found.map(|stored| stored.path.clone()).unwrap_or_default();
-            assert_eq!(std::fs::read(&path).ok(), Some(content(series, *sop)), "{series} {sop} {path:?}");
+            assert_eq!(std::fs::read(&path).ok(), Some(content(series, *sop)), "{series} {sop}");
         }
         let outbox = store.outbox(0, usize::MAX).unwrap();
         for (series, id) in self.finished.values() {
@@ -195,19 +195,25 @@ fn what_was_done_stays_done_however_often_the_process_is_killed() {
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let (opened, is_open) = mpsc::channel();
+        let (promised, promises) = mpsc::channel();
         let reader = std::thread::spawn(move || {
             let mut acks = Vec::new();
             for line in lines.map_while(Result::ok) {
                 if let Some(words) = line.strip_prefix("ack ") {
                     acks.push(words.to_owned());
-                    let _ = opened.send(());
+                    let _ = promised.send(());
                 }
             }
             acks
         });
-        is_open.recv_timeout(Duration::from_secs(60)).expect("the store was opened");
-        std::thread::sleep(Duration::from_micros(u64::from(random.next_u32() % 150_000)));
+        // So many promises after the opening, and some time into the next one. The poison series may end it before.
+        for promise in 0..=random.next_u32() % 60 {
+            match promises.recv_timeout(Duration::from_mins(1)) {
+                Err(mpsc::RecvTimeoutError::Disconnected) if promise > 0 => break,
+                other => other.expect("a store that opens and goes on"),
+            }
+        }
+        std::thread::sleep(Duration::from_micros(u64::from(random.next_u32() % 10_000)));
         child.kill().unwrap();
         reader.join().unwrap().iter().for_each(|words| said.note(words));
         assert!(!child.wait().unwrap().success());

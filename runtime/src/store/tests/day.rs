@@ -106,7 +106,7 @@ pub struct Service {
 /// What should not have been.
 pub type Violation = String;
 
-fn said(error: StoreError) -> Violation {
+fn said(error: impl fmt::Display) -> Violation {
     error.to_string()
 }
 

@@ -62,7 +62,7 @@ impl Change {
                 content[*offset..end].copy_from_slice(data);
             }
             (Some(Node::File(content)), Self::Length { length, .. }) => {
-                Arc::make_mut(content).resize(*length, 0)
+                Arc::make_mut(content).resize(*length, 0);
             }
             (node, change) => unreachable!("{change:?} of {node:?}"),
         }
@@ -176,7 +176,9 @@ impl SimDisk {
             match &state.nodes[&id] {
                 Node::File(_) => out.push(path.to_owned()),
                 Node::Folder(entries) => {
-                    entries.iter().for_each(|(name, id)| walk(state, *id, &format!("{path}/{name}"), out));
+                    for (name, id) in entries {
+                        walk(state, *id, &format!("{path}/{name}"), out);
+                    }
                 }
             }
         }
@@ -228,7 +230,9 @@ impl State {
     fn run(&mut self, changes: Vec<Change>, new: Option<(Id, Node)>) -> io::Result<()> {
         self.fail_if_due()?;
         self.nodes.extend(new.clone());
-        changes.iter().for_each(|change| change.apply(&mut self.nodes));
+        for change in &changes {
+            change.apply(&mut self.nodes);
+        }
         self.log.push(Operation::Change(changes, new));
         Ok(())
     }
