@@ -1,6 +1,7 @@
 //! What is written to a device, as plain data.
 //!
-//! Serde types with their validation and defaults; no tensors, no network, no clock. Everything that
+//! Serde types with their validation and defaults; no tensors, no network, no clock. A box is set up by its
+//! `device.toml`, read as a [`device::Device`]. Everything that
 //! `runtime` and `trainer` must agree on about a task stands in a [`Manifest`]: the backbone it was
 //! fitted on, the [`Recipe`] that turns a volume into network input, what it may be given ([`Accepts`]),
 //! and what it must reproduce on a device before it goes live ([`GoldenCase`]).
@@ -16,7 +17,9 @@
 //! ```
 
 mod accepts;
+pub mod device;
 mod manifest;
+mod names;
 mod recipe;
 
 pub use accepts::{Accepts, Observed};
@@ -24,6 +27,7 @@ pub use manifest::{
     Activation, AttentionLora, BackboneRef, GoldenCase, Label, LoraSpec, Manifest, SCHEMA, Task, Threshold,
     Tolerance,
 };
+pub use names::{Broker, NameError, TopicLevel};
 pub use recipe::{Crop, Fit, Intensity, Normalize, Plane, Recipe, Region, SliceSelection};
 
 /// A value in a configuration that its own rules forbid.

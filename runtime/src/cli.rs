@@ -1,6 +1,7 @@
 //! The command line. What it can do is in the library; here are flags, files, clocks and sentences.
 
 mod backbone;
+mod config;
 mod fault;
 mod infer;
 mod merge;
@@ -42,6 +43,9 @@ enum Command {
     #[command(subcommand)]
     Plugin(plugin::PluginCommand),
     Verify(verify::Verify),
+    /// The service's configuration, device.toml.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
 }
 
 /// Parses the arguments, does what they say, and turns errors into a sentence on stderr and an exit code.
@@ -74,6 +78,7 @@ impl Command {
             Self::Backbone(command) => command.run(),
             Self::Plugin(command) => command.run(),
             Self::Verify(command) => command.run(),
+            Self::Config(command) => command.run(),
         }
     }
 }

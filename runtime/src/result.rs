@@ -1,13 +1,16 @@
 //! What is said of one scan by one task: the result JSON, schema `scanside.result/1`.
 //!
 //! Fields are written in the order in which they stand in [`TaskResult`]. No patient name, patient ID, accession
-//! number or date of the scan is in it; UIDs are plain until [`TaskResult::without_uids`] takes them out.
+//! number or date of the scan is in it; UIDs are plain until [`TaskResult::with_uids`] gives them another form.
+
+mod uids;
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use firmware_config::Task;
 use serde::{Deserialize, Serialize};
+pub use uids::{DeviceKey, UidForm};
 
 use crate::engine::EngineInfo;
 use crate::tensor::sha256;

@@ -1,4 +1,4 @@
-//! An embedded broker, so that the demo needs no other program. It keeps nothing on disk.
+//! An embedded MQTT 5 broker, so that the demo needs no other program. It keeps nothing on disk.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -42,8 +42,8 @@ impl Broker {
             max_segment_count: 10,
             ..RouterConfig::default()
         };
-        let v4 = Some(HashMap::from([("loopback".to_owned(), server)]));
-        let mut broker = rumqttd::Broker::new(Config { router, v4, ..Config::default() });
+        let v5 = Some(HashMap::from([("loopback".to_owned(), server)]));
+        let mut broker = rumqttd::Broker::new(Config { router, v5, ..Config::default() });
         thread::spawn(move || {
             if let Err(error) = broker.start() {
                 eprintln!("the embedded broker failed: {error}");

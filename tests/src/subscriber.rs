@@ -6,7 +6,9 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rumqttc::{Client, Event, MqttOptions, Packet, QoS};
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::Packet;
+use rumqttc::v5::{Client, Event, MqttOptions};
 
 /// A message as a subscriber gets it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +21,10 @@ pub struct Received {
     pub qos: u8,
     /// Whether the broker had kept it.
     pub retained: bool,
+    /// What the payload is said to be.
+    pub content_type: Option<String>,
+    /// After how many seconds the broker would have dropped it.
+    pub expiry: Option<u32>,
 }
 
 /// Collects the messages of a subscription in the background until it is dropped.
@@ -34,7 +40,7 @@ impl Subscriber {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("subscriber-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let mut options = MqttOptions::new(name, "127.0.0.1", port);
-        options.set_max_packet_size(1 << 20, 1 << 20).set_keep_alive(Duration::from_secs(30));
+        options.set_max_packet_size(Some(1 << 20)).set_keep_alive(Duration::from_secs(30));
         let (client, mut connection) = Client::new(options, 16);
         client.subscribe(filter, QoS::AtLeastOnce)?;
         let (tell, messages) = channel();
@@ -44,11 +50,14 @@ impl Subscriber {
                 match event {
                     Ok(Event::Incoming(Packet::SubAck(_))) => _ = ready.send(()),
                     Ok(Event::Incoming(Packet::Publish(p))) => {
+                        let properties = p.properties.unwrap_or_default();
                         let message = Received {
-                            topic: p.topic,
+                            topic: String::from_utf8_lossy(&p.topic).into_owned(),
                             payload: p.payload.to_vec(),
                             qos: p.qos as u8,
                             retained: p.retain,
+                            content_type: properties.content_type,
+                            expiry: properties.message_expiry_interval,
                         };
                         if tell.send(message).is_err() {
                             return;
@@ -71,6 +80,16 @@ impl Subscriber {
             Ok(message) => Ok(message),
             Err(_) => bail!("no message arrived within {patience:?}"),
         }
+    }
+
+    /// What has arrived and was not asked for yet.
+    pub fn arrived(&self) -> Vec<Received> {
+        self.messages.try_iter().collect()
+    }
+
+    /// Everything up to the end of the connection, which somebody else must bring about.
+    pub fn rest(&self) -> Vec<Received> {
+        self.messages.iter().collect()
     }
 }
 

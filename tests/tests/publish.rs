@@ -7,7 +7,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use runtime::publish::{Broker, Message, Patience, PublishError, publish};
+use runtime::publish::{Endpoint, Message, Patience, PublishError, publish};
 use tests::fixture::Fixture;
 use tests::mosquitto::{Mosquitto, free_port};
 use tests::programs::{program, run};
@@ -16,9 +16,9 @@ use tests::subscriber::Subscriber;
 const SOON: Duration = Duration::from_secs(20);
 
 fn send(url: &str, messages: &[Message], patience: &Patience) -> Result<(), PublishError> {
-    let broker: Broker = url.parse().unwrap();
+    let endpoint = Endpoint::open(url.parse().unwrap()).unwrap();
     let executor = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    executor.block_on(publish(&broker, "scanside-test", messages, patience))
+    executor.block_on(publish(&endpoint, "scanside-test", messages, patience))
 }
 
 fn numbered(count: usize, bytes: usize) -> Vec<Message> {
@@ -41,6 +41,7 @@ fn a_result_arrives_as_it_is_printed() {
     let message = subscriber.next(SOON).unwrap();
     assert_eq!(message.topic, "scanside/v1/north/ct-2/result/lesion");
     assert_eq!((message.qos, message.retained), (1, false));
+    assert_eq!((message.content_type.as_deref(), message.expiry), (Some("application/json"), None));
     assert_eq!(String::from_utf8(message.payload).unwrap(), outcome.stdout.trim_end());
     assert!(outcome.stderr.contains("acknowledged"), "{outcome:?}");
     assert!(subscriber.next(Duration::from_millis(300)).is_err(), "once only");
@@ -82,7 +83,7 @@ fn a_broker_that_comes_late_gets_everything() {
     sender.join().unwrap().unwrap();
 }
 
-/// Passes connections on to `broker`; of the first, it passes nothing back after CONNACK (4 bytes), and cuts it when something
+/// Passes connections on to `broker`; of the first, it passes nothing back after CONNACK, and cuts it when something
 /// larger than CONNECT has been passed on.
 fn lossy(broker: u16) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -91,9 +92,15 @@ fn lossy(broker: u16) -> u16 {
         for (n, client) in listener.incoming().enumerate() {
             let client = client.unwrap();
             let server = TcpStream::connect(("127.0.0.1", broker)).unwrap();
-            let (back_from, back_to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
-            let back = if n == 0 { 4 } else { u64::MAX };
-            thread::spawn(move || std::io::copy(&mut back_from.take(back), &mut &back_to));
+            let (mut back_from, back_to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            thread::spawn(move || {
+                // Type and, up to 127, the length of what follows.
+                let mut header = [0; 2];
+                back_from.read_exact(&mut header).unwrap();
+                (&back_to).write_all(&header).unwrap();
+                let back = if n == 0 { u64::from(header[1]) } else { u64::MAX };
+                std::io::copy(&mut back_from.take(back), &mut &back_to)
+            });
             thread::spawn(move || forward(client, server, if n == 0 { 5000 } else { usize::MAX }));
         }
     });

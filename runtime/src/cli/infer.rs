@@ -6,10 +6,10 @@ use std::time::{Duration, Instant, SystemTime};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use runtime::infer::{Classification, Context, LoadedTask};
-use runtime::publish::{Broker, Message, Patience, TopicLevel, publish};
+use runtime::publish::{Broker, Credentials, Endpoint, Message, Patience, TopicLevel, publish};
 use runtime::recipe::Prepared;
 use runtime::report::{heatmap, picture};
-use runtime::result::TaskResult;
+use runtime::result::{TaskResult, UidForm};
 use runtime::volume::Volume;
 
 use super::task::{ScanArgs, TaskArgs, default_device};
@@ -32,8 +32,11 @@ pub struct Infer {
     #[arg(long, value_name = "OUT.npy")]
     slices: Option<PathBuf>,
     /// Also publish to an MQTT broker, and wait for its acknowledgement.
-    #[arg(long, value_name = "mqtt://HOST:PORT")]
+    #[arg(long, value_name = "mqtt[s]://HOST:PORT")]
     publish: Option<Broker>,
+    /// The authority that the broker's certificate comes from, for mqtts.
+    #[arg(long, value_name = "CA.pem", requires = "publish")]
+    publish_ca: Option<PathBuf>,
     /// The site's name, part of the MQTT topic.
     #[arg(long, default_value = "local")]
     site: TopicLevel,
@@ -155,7 +158,10 @@ impl Infer {
     }
 
     fn send(&self, broker: &Broker, device: &TopicLevel, result: &TaskResult) -> Result<(), Fault> {
-        let message = Message::result(result, &self.site, device, broker);
+        let uids = if broker.is_private() { UidForm::Plain } else { UidForm::LeftOut };
+        let message = Message::result(result, &self.site, device, uids);
+        let credentials = Credentials { ca: self.publish_ca.as_deref(), ..Credentials::default() };
+        let endpoint = Endpoint::new(broker.clone(), &credentials)?;
         // Unique to device, task and scan, so that no other client is thrown out; 23 characters always pass.
         let id = format!("scanside-{}", &result.result_id[..14]);
         let start = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -165,7 +171,7 @@ impl Infer {
             source,
         })?;
         let (topic, messages) = (message.topic.clone(), [message]);
-        executor.block_on(publish(broker, &id, &messages, &Patience::default()))?;
+        executor.block_on(publish(&endpoint, &id, &messages, &Patience::default()))?;
         say::message(&format!("scanside: published to {broker} as {topic}, acknowledged"));
         Ok(())
     }
