@@ -46,14 +46,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// What stands in front of the names of site and device in every topic.
 const ROOT: &str = "scanside/v1";
 
-/// A message, to be published with QoS 1, not retained.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    /// The topic.
-    pub topic: String,
-    /// The payload: JSON.
-    pub payload: Vec<u8>,
-}
+/// A message with JSON in it, to be published with QoS 1, not retained.
+pub use crate::store::OutboxMessage as Message;
 
 impl Message {
     /// A result under `scanside/v1/{site}/{device}/`, as JSON.

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -14,51 +15,24 @@ use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use runtime::publish::session::{Handle, Health, Options, Session};
-use runtime::publish::{
-    Credentials, Endpoint, Message, Outbox, OutboxError, Patience, PublishError, State, publish,
-};
+use runtime::publish::{Credentials, Endpoint, Message, Patience, PublishError, State, publish};
+use runtime::store::{Limits, Store};
 use tests::mosquitto::{Mosquitto, free_port};
 use tests::subscriber::{Received, Subscriber};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// An outbox in a folder, a file a row: it outlives the session as a store's would.
-struct Files(PathBuf);
-
-impl Files {
-    fn add(&self, row: u64, message: &Message) {
-        let part = self.0.join("part");
-        fs::write(&part, [message.topic.as_bytes(), b"\n", &message.payload].concat()).unwrap();
-        fs::rename(part, self.path(row)).unwrap();
-    }
-
-    fn path(&self, row: u64) -> PathBuf {
-        self.0.join(format!("{row:010}"))
-    }
-
-    fn rows(&self) -> Vec<u64> {
-        let names = fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().file_name());
-        let mut rows: Vec<u64> = names.filter_map(|name| name.to_str()?.parse().ok()).collect();
-        rows.sort_unstable();
-        rows
-    }
+fn store(folder: &Path) -> Arc<Store> {
+    let limits = Limits { max_bytes: 1 << 30, min_free_bytes: 0, max_tries: 3 };
+    Arc::new(Store::open(&folder.join("store"), limits).unwrap().0)
 }
 
-impl Outbox for Files {
-    fn next(&self, after: u64, most: usize) -> Result<Vec<(u64, Message)>, OutboxError> {
-        let rows = self.rows().into_iter().filter(|&row| row > after).take(most);
-        rows.map(|row| {
-            let text = fs::read(self.path(row))?;
-            let cut = text.iter().position(|&b| b == b'\n').ok_or("no topic")?;
-            let topic = String::from_utf8(text[..cut].to_vec())?;
-            Ok((row, Message { topic, payload: text[cut + 1..].to_vec() }))
-        })
-        .collect()
-    }
+fn add(store: &Store, rows: RangeInclusive<u64>) {
+    store.enqueue(&rows.map(result).collect::<Vec<_>>(), 0).unwrap();
+}
 
-    fn delivered(&self, rows: &[u64]) -> Result<(), OutboxError> {
-        rows.iter().try_for_each(|&row| Ok(fs::remove_file(self.path(row))?))
-    }
+fn rows(store: &Store) -> Vec<u64> {
+    store.outbox(0, usize::MAX).unwrap().into_iter().map(|(row, _)| row).collect()
 }
 
 /// A session in a thread of its own.
@@ -68,7 +42,7 @@ struct Running {
 }
 
 impl Running {
-    fn start(endpoint: Endpoint, outbox: &Arc<Files>) -> Self {
+    fn start(endpoint: Endpoint, store: &Arc<Store>) -> Self {
         let state = |presence| State::json(presence, "scanside 1.2.3", &[], "2000-01-01T00:00:00.000Z");
         let options = Options {
             endpoint,
@@ -86,7 +60,7 @@ impl Running {
             seed: 1,
         };
         let health = Health { interval: Duration::from_millis(100), expiry: Duration::from_secs(90) };
-        let (session, handle) = Session::new(options, outbox.clone(), health);
+        let (session, handle) = Session::new(options, store.clone(), health);
         let thread = thread::spawn(|| executor().block_on(session.run()));
         Self { handle, thread }
     }
@@ -103,12 +77,6 @@ fn executor() -> tokio::runtime::Runtime {
 
 fn open(url: &str) -> Endpoint {
     Endpoint::open(url.parse().unwrap()).unwrap()
-}
-
-fn outbox(folder: &Path) -> Arc<Files> {
-    let place = folder.join("outbox");
-    fs::create_dir(&place).unwrap();
-    Arc::new(Files(place))
 }
 
 fn result(row: u64) -> Message {
@@ -140,9 +108,9 @@ fn birth_death_and_will_are_seen() {
     let broker = Mosquitto::start().unwrap();
     let url = broker.url();
     let subscriber = Subscriber::new(broker.port, "scanside/+/+/+/state").unwrap();
-    let outbox = outbox(folder.path());
+    let store = store(folder.path());
 
-    let first = Running::start(open(&url), &outbox);
+    let first = Running::start(open(&url), &store);
     let (birth, message) = next_state(&subscriber);
     assert!(birth.online && birth.schema == "scanside.state/1");
     assert_eq!((message.qos, message.content_type.as_deref()), (1, Some("application/json")));
@@ -155,7 +123,7 @@ fn birth_death_and_will_are_seen() {
     // A connection that is cut without a word: the broker publishes the Will, and the session is born again.
     let gate = Gate::new(broker.port);
     gate.open.store(true, Ordering::SeqCst);
-    let second = Running::start(open(&gate.url()), &outbox);
+    let second = Running::start(open(&gate.url()), &store);
     assert!(next_state(&subscriber).0.online);
     gate.cut();
     let (will, _) = next_state(&subscriber);
@@ -175,7 +143,7 @@ fn health_is_told_and_expires() {
     let folder = tempfile::tempdir().unwrap();
     let broker = Mosquitto::start().unwrap();
     let subscriber = Subscriber::new(broker.port, "scanside/v1/north/ct-2/health").unwrap();
-    let running = Running::start(open(&broker.url()), &outbox(folder.path()));
+    let running = Running::start(open(&broker.url()), &store(folder.path()));
     for _ in 0..3 {
         let message = subscriber.next(SOON).unwrap();
         assert_eq!((message.qos, message.retained), (0, false));
@@ -199,18 +167,18 @@ fn rows_added_later_are_sent_when_told() {
     let folder = tempfile::tempdir().unwrap();
     let broker = Mosquitto::start().unwrap();
     let subscriber = Subscriber::new(broker.port, "scanside/+/+/+/result/#").unwrap();
-    let outbox = outbox(folder.path());
-    let running = Running::start(open(&broker.url()), &outbox);
+    let store = store(folder.path());
+    let running = Running::start(open(&broker.url()), &store);
     until("a connection", || running.handle.status().connected);
     running.handle.set_health(Health { interval: Duration::from_mins(10), expiry: Duration::from_secs(1) });
     sleep(Duration::from_millis(300));
     for row in 1..=50 {
-        outbox.add(row, &result(row));
+        add(&store, row..=row);
         running.handle.wake();
         let message = subscriber.next(SOON).unwrap();
         assert_eq!((message.payload, message.retained, message.expiry), (result(row).payload, false, None));
     }
-    until("an empty outbox", || outbox.rows().is_empty());
+    until("an empty outbox", || rows(&store).is_empty());
     until("the count", || running.handle.status().delivered == 50);
     running.stop();
 }
@@ -306,7 +274,7 @@ fn nothing_is_lost_however_the_broker_ends() {
     let (results, rounds): (u64, u64) = if long { (10_000, 50) } else { (1000, 5) };
     let mut random = Random(20_261_124);
     let folder = tempfile::tempdir().unwrap();
-    let outbox = outbox(folder.path());
+    let mut store = store(folder.path());
     // Every message goes to the subscriber at once, and none waits in the broker's memory when it is killed.
     let configuration =
         "allow_anonymous true\npersistence true\nmax_inflight_messages 0\nmax_queued_messages 0";
@@ -315,7 +283,7 @@ fn nothing_is_lost_however_the_broker_ends() {
     let mut subscriber = Subscriber::new(broker.port, filter).unwrap();
     let gate = Gate::new(broker.port);
     gate.open.store(true, Ordering::SeqCst);
-    let mut running = Running::start(open(&gate.url()), &outbox);
+    let mut running = Running::start(open(&gate.url()), &store);
     let mut consumer = Consumer::default();
 
     let (mut added, mut kinds) = (0, [0; 5]);
@@ -324,14 +292,15 @@ fn nothing_is_lost_however_the_broker_ends() {
         // session works them off.
         let all = results * (round + 1) / rounds;
         let before = added + random.below((all - added) / 4);
-        let mut add = |last: u64, handle: &Handle| {
-            for row in added + 1..=last {
-                outbox.add(row, &result(row));
+        let mut come = |last: u64, store: &Store, handle: &Handle| {
+            while added < last {
+                let next = last.min(added + 10);
+                add(store, added + 1..=next);
                 handle.wake();
+                added = next;
             }
-            added = last;
         };
-        add(before, &running.handle);
+        come(before, &store, &running.handle);
         sleep(Duration::from_millis(random.below(30)));
         let kind = round % 5;
         kinds[kind as usize] += 1;
@@ -345,7 +314,7 @@ fn nothing_is_lost_however_the_broker_ends() {
                     broker.terminate().unwrap();
                 }
                 consumer.take(subscriber.rest());
-                add(all, &running.handle);
+                come(all, &store, &running.handle);
                 broker.restart(kind == 1).unwrap();
                 subscriber = Subscriber::new(broker.port, filter).unwrap();
                 gate.open.store(true, Ordering::SeqCst);
@@ -353,25 +322,27 @@ fn nothing_is_lost_however_the_broker_ends() {
             // Stalled for longer than an acknowledgement may take; it works off all it has when it goes on.
             2 => {
                 broker.signal("STOP").unwrap();
-                add(all, &running.handle);
+                come(all, &store, &running.handle);
                 sleep(Duration::from_millis(600 + random.below(500)));
                 broker.signal("CONT").unwrap();
             }
             // The connection is cut in the middle of a burst.
             3 => {
-                add(all, &running.handle);
+                come(all, &store, &running.handle);
                 gate.cut();
             }
             // The service itself is started again, with a backlog.
             _ => {
                 running.stop();
-                running = Running::start(open(&gate.url()), &outbox);
-                add(all, &running.handle);
+                drop(store);
+                store = self::store(folder.path());
+                running = Running::start(open(&gate.url()), &store);
+                come(all, &store, &running.handle);
             }
         }
         consumer.take(subscriber.arrived());
     }
-    until("an empty outbox", || outbox.rows().is_empty());
+    until("an empty outbox", || rows(&store).is_empty());
     running.stop();
     // What was acknowledged is on its way to the subscriber at the latest now.
     until("all results", || {
@@ -405,19 +376,19 @@ fn what_access_rules_forbid_is_kept_and_holds_up_nothing() {
     let mut broker = Mosquitto::on(free_port().unwrap(), &configuration).unwrap();
     let subscriber = Subscriber::new(broker.port, "scanside/+/+/+/result/#").unwrap();
 
-    let outbox = outbox(folder.path());
+    let store = store(folder.path());
     let secret = Message { topic: "scanside/v1/north/ct-2/shadow/lesion".into(), payload: b"{}".to_vec() };
-    outbox.add(1, &secret);
-    (2..=100).for_each(|row| outbox.add(row, &result(row)));
+    store.enqueue(std::slice::from_ref(&secret), 0).unwrap();
+    add(&store, 2..=100);
     let password = PathBuf::from(at("password"));
     let credentials =
         Credentials { user: Some("box"), password_file: Some(&password), ..Credentials::default() };
     let endpoint = Endpoint::new(broker.url().parse().unwrap(), &credentials).unwrap();
-    let running = Running::start(endpoint.clone(), &outbox);
+    let running = Running::start(endpoint.clone(), &store);
     for row in 2..=100 {
         assert_eq!(subscriber.next(SOON).unwrap().payload, result(row).payload);
     }
-    until("the other rows' end", || outbox.rows() == [1]);
+    until("the other rows' end", || rows(&store) == [1]);
     let refused = |status: &runtime::publish::session::Status| {
         status.refused == 1 && status.trouble.as_deref() == Some("NotAuthorized")
     };
@@ -435,14 +406,14 @@ fn what_access_rules_forbid_is_kept_and_holds_up_nothing() {
     .unwrap();
     broker.terminate().unwrap();
     broker.restart(false).unwrap();
-    until("the last row's end", || outbox.rows().is_empty());
+    until("the last row's end", || rows(&store).is_empty());
     until("calm", || running.handle.status().trouble.is_none());
     running.stop();
 
     // A wrong password is refused, told in the status, and tried again.
     fs::write(at("password"), "wrong\n").unwrap();
     let endpoint = Endpoint::new(broker.url().parse().unwrap(), &credentials).unwrap();
-    let running = Running::start(endpoint, &outbox);
+    let running = Running::start(endpoint, &store);
     until("the refusal", || running.handle.status().trouble.as_deref() == Some("NotAuthorized"));
     running.stop();
 }
@@ -500,13 +471,13 @@ fn tls_with_certificates_on_both_sides() {
         Endpoint::new(format!("mqtts://{host}:{secure}").parse().unwrap(), &credentials)
     };
 
-    let outbox = outbox(folder.path());
-    (1..=100).for_each(|row| outbox.add(row, &result(row)));
-    let running = Running::start(endpoint("127.0.0.1", "ca.crt", Some("box")).unwrap(), &outbox);
+    let store = store(folder.path());
+    add(&store, 1..=100);
+    let running = Running::start(endpoint("127.0.0.1", "ca.crt", Some("box")).unwrap(), &store);
     for row in 1..=100 {
         assert_eq!(subscriber.next(SOON).unwrap().payload, result(row).payload);
     }
-    until("an empty outbox", || outbox.rows().is_empty());
+    until("an empty outbox", || rows(&store).is_empty());
     running.stop();
 
     let patience = Patience { attempts: 2, pause: Duration::from_millis(1), ..Patience::default() };
@@ -547,7 +518,7 @@ fn an_older_broker_or_none_at_all_is_told() {
             let _ = std::io::Write::write_all(&mut client.unwrap(), &[0x20, 2, 0, 1]);
         }
     });
-    let running = Running::start(open(&format!("mqtt://127.0.0.1:{port}")), &outbox(folder.path()));
+    let running = Running::start(open(&format!("mqtt://127.0.0.1:{port}")), &store(folder.path()));
     until("the complaint", || running.handle.status().trouble.is_some_and(|t| t.contains("no MQTT 5")));
     assert!(!running.handle.status().connected);
     running.stop();

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::error::End;
 use super::link::{Link, Settled};
 use super::{MAX_PAYLOAD, Message};
+use crate::store::Store;
 
 /// What went wrong with an outbox; it is logged and tried again.
 pub type OutboxError = Box<dyn std::error::Error + Send + Sync>;
@@ -18,6 +19,16 @@ pub trait Outbox: Send + Sync + 'static {
 
     /// Forgets rows, because the broker has acknowledged each of them.
     fn delivered(&self, rows: &[u64]) -> Result<(), OutboxError>;
+}
+
+impl Outbox for Store {
+    fn next(&self, after: u64, most: usize) -> Result<Vec<(u64, Message)>, OutboxError> {
+        Ok(self.outbox(after, most)?)
+    }
+
+    fn delivered(&self, rows: &[u64]) -> Result<(), OutboxError> {
+        Ok(Self::delivered(self, rows)?)
+    }
 }
 
 /// An outbox's way over one connection.
