@@ -56,12 +56,13 @@ impl Index {
     pub fn open(disk: Arc<dyn Disk>, folder: &Path) -> Result<(Self, bool), StoreError> {
         let path = folder.join("index.redb");
         let is_there = disk.length(&path).map_err(StoreError::file(&path, "examined"))?.is_some();
+        // Half of an index, or, where a power cut took one half of the renaming, a second name of the whole.
+        let new = folder.join("index.redb.new");
+        if disk.length(&new).map_err(StoreError::file(&new, "examined"))?.is_some() {
+            disk.remove(&new).map_err(StoreError::file(&new, "removed"))?;
+        }
         if !is_there {
             // redb writes a new file's header in several steps; under its own name there is never a part of them.
-            let new = folder.join("index.redb.new");
-            if disk.length(&new).map_err(StoreError::file(&new, "examined"))?.is_some() {
-                disk.remove(&new).map_err(StoreError::file(&new, "removed"))?;
-            }
             let file = disk.create(&new).map_err(StoreError::file(&new, "created"))?;
             Self::at(Arc::clone(&disk), new.clone()).start(file)?;
             disk.rename(&new, &path).map_err(StoreError::file(&path, "put in place"))?;

@@ -319,3 +319,53 @@ fn many_at_once_share_commits_and_none_is_lost() {
         }
     }
 }
+
+#[test]
+fn what_is_swept_while_it_is_put_again_is_there_or_was_never_acknowledged() {
+    let (folder, store) = new_store();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        let sweeper = scope.spawn(|| {
+            let mut swept = 0;
+            while !stop.load(Ordering::Relaxed) {
+                if let Some(job) = store.take(1000).unwrap() {
+                    store.finish(job.id, &[], &[], 1000).unwrap();
+                }
+                swept += store.sweep(1000, 0).unwrap().series;
+            }
+            swept
+        });
+        for i in 0..60 {
+            let sop = format!("{}", i % 2);
+            put(&store, "s", &sop, sop.as_bytes());
+            store.close("s", Completion::Idle, 1000).unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(sweeper.join().unwrap() > 0, "nothing was swept");
+    });
+    put(&store, "s", "last", b"last");
+    let there = store.instances("s").unwrap();
+    assert!(there.iter().all(|stored| fs::read(&stored.path).unwrap() == stored.sop_uid.as_bytes()));
+    let bytes: u64 = there.iter().map(|stored| stored.bytes).sum();
+    assert_eq!(store.counts().unwrap().bytes, bytes);
+    let recovery = reopen(&folder, store).1;
+    assert_eq!((recovery.missing.len(), recovery.orphans), (0, 0));
+}
+
+#[test]
+fn a_commit_that_panics_does_not_leave_others_waiting() {
+    let group = &group::Group::new();
+    let commit = |batch: Vec<u32>| if batch.contains(&1) { panic!("a fault of the test's") } else { Ok(()) };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|i| (i, scope.spawn(move || group.submit(i, commit)))).collect();
+        for (i, thread) in threads {
+            match thread.join() {
+                Ok(Ok(())) => assert_ne!(i, 1),
+                // It led, or was led by, the one that panicked.
+                Ok(Err(StoreError::BrokenOff)) | Err(_) => {}
+                Ok(Err(other)) => panic!("{other}"),
+            }
+        }
+    });
+    assert!(group.submit(2, commit).is_ok());
+}
