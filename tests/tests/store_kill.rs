@@ -221,12 +221,18 @@ fn what_was_done_stays_done_however_often_the_process_is_killed() {
     }
 
     // What is left is worked off, and every acknowledged instance is in a result.
-    let (store, _) = open(folder.path());
+    let (mut store, _) = open(folder.path());
     for series in store.series().unwrap() {
         store.close(&series.series_uid, Completion::MaxAge, now()).unwrap();
     }
     let mut refused = 0;
     while let Some(job) = store.take(now()).unwrap() {
+        if job.series_uid.starts_with("poison") && job.quarantined.is_none() {
+            // It would have ended this process too.
+            drop(store);
+            store = open(folder.path()).0;
+            continue;
+        }
         refused += usize::from(job.quarantined.is_some());
         end(&store, &job);
     }
@@ -237,8 +243,9 @@ fn what_was_done_stays_done_however_often_the_process_is_killed() {
         assert!(sops.split('+').any(|found| found == sop.to_string()), "{series} {sop} in {last}");
     }
     let given_up = store.quarantined().unwrap();
-    let poison: Vec<_> = given_up.iter().filter(|row| row.series_uid.starts_with("poison")).collect();
-    assert!(poison.len() <= 2, "{poison:?}");
+    let poison = given_up.iter().filter(|row| row.series_uid.starts_with("poison")).count();
+    let is_there = said.put.iter().any(|(series, _)| series.starts_with("poison"));
+    assert!(poison > 0 || !is_there, "{given_up:?}");
     println!(
         "{kills} kills: {} instances, {} jobs ended, {} messages sent, {} given up, {refused} of them at the end",
         said.put.len(),
