@@ -4,7 +4,8 @@
 //! `device.toml`, read as a [`device::Device`]. Everything that
 //! `runtime` and `trainer` must agree on about a task stands in a [`Manifest`]: the backbone it was
 //! fitted on, the [`Recipe`] that turns a volume into network input, what it may be given ([`Accepts`]),
-//! and what it must reproduce on a device before it goes live ([`GoldenCase`]).
+//! and what it must reproduce on a device before it goes live ([`GoldenCase`]). What a device makes of it is the
+//! operator's: [`Rules`] say which series a task gets.
 //!
 //! ```
 //! let recipe: firmware_config::Recipe = toml::from_str(r#"
@@ -20,7 +21,9 @@ mod accepts;
 pub mod device;
 mod manifest;
 mod names;
+mod pattern;
 mod recipe;
+mod rules;
 
 pub use accepts::{Accepts, Observed};
 pub use manifest::{
@@ -28,7 +31,9 @@ pub use manifest::{
     Tolerance,
 };
 pub use names::{Broker, NameError, TopicLevel};
+pub use pattern::Pattern;
 pub use recipe::{Crop, Fit, Intensity, Normalize, Plane, Recipe, Region, SliceSelection};
+pub use rules::Rules;
 
 /// A value in a configuration that its own rules forbid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
