@@ -121,14 +121,27 @@ pub struct Input {
 pub enum Completion {
     /// A person or program named the file or folder as it is.
     Given,
-    /// The association on which it came has ended.
+    /// Every DICOM association that had sent instances of the series was released.
     AssociationEnd,
-    /// As many instances have come as the sender said there are.
+    /// As many instances had come as the images say there are.
     ExpectedCount,
-    /// No instance has come for the configured time.
+    /// No further instance came for as long as the device waits.
     Idle,
-    /// The first instance came longer ago than the configured time.
+    /// Instances still came, but the series had been open for as long as the device lets one be.
     MaxAge,
+}
+
+impl Completion {
+    /// The name in the JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Given => "given",
+            Self::AssociationEnd => "association_end",
+            Self::ExpectedCount => "expected_count",
+            Self::Idle => "idle",
+            Self::MaxAge => "max_age",
+        }
+    }
 }
 
 /// One label's logit and what follows from it.

@@ -55,9 +55,11 @@ pub struct Header {
     pub number_of_frames: u32,
     /// Direction of a row, and of a column, as unit vectors in LPS (PS3.3, C.7.6.2.1.1).
     pub orientation: Option<[[f64; 3]; 2]>,
+    /// Centre of the first pixel in mm, LPS (PS3.3, C.7.6.2.1.1).
+    pub position: Option<[f64; 3]>,
 }
 
-const WANTED: [Tag; 22] = [
+const WANTED: [Tag; 23] = [
     tags::SPECIFIC_CHARACTER_SET,
     tags::IMAGE_TYPE,
     tags::SOP_CLASS_UID,
@@ -72,6 +74,7 @@ const WANTED: [Tag; 22] = [
     tags::CONVOLUTION_KERNEL,
     tags::STUDY_INSTANCE_UID,
     tags::SERIES_INSTANCE_UID,
+    tags::IMAGE_POSITION_PATIENT,
     tags::IMAGE_ORIENTATION_PATIENT,
     tags::IMAGES_IN_ACQUISITION,
     tags::NUMBER_OF_FRAMES,
@@ -124,6 +127,7 @@ impl Header {
             images_in_acquisition: count(tags::IMAGES_IN_ACQUISITION),
             number_of_frames: count(tags::NUMBER_OF_FRAMES).unwrap_or(1),
             orientation: orientation(path, &attributes).ok(),
+            position: attributes.numbers(tags::IMAGE_POSITION_PATIENT, path).ok().flatten(),
         })
     }
 
