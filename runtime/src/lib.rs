@@ -15,6 +15,7 @@ mod error;
 pub mod files;
 pub mod graph;
 pub mod infer;
+pub mod ingest;
 pub mod plugin;
 #[cfg(feature = "service")]
 pub mod publish;
