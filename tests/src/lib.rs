@@ -6,4 +6,5 @@ pub mod fixture;
 pub mod mosquitto;
 pub mod programs;
 pub mod reference;
+pub mod scanner;
 pub mod subscriber;

@@ -53,7 +53,7 @@ section! {
         calling: Vec<AeTitle> = [], ["CT1", "MR1"], now;
         /// The addresses and networks that may connect; others are turned away before a byte is read. An empty list lets every address in.
         peers: Vec<Network> = [], ["10.1.2.3", "10.1.0.0/16"], now;
-        /// Associations at a time; one more is refused with "temporary congestion".
+        /// Associations at a time; one more is rejected for the time being ("local limit exceeded").
         max_associations: u32 = 16, 4, now;
         /// Largest PDU that a scanner may send.
         max_pdu: Size = "128KiB", "64KiB", now;
