@@ -15,8 +15,8 @@ use serde_json::json;
 
 use self::worker::Worker;
 use crate::assets::{self, Group};
-use crate::peers;
 use crate::workspace::{self, cargo, run, step};
+use crate::{peers, system};
 
 /// Largest difference of a logit at which both still compute the same.
 const TOLERANCE: f64 = 1e-3;
@@ -52,6 +52,7 @@ pub fn run_chore(options: &Options) -> Result<()> {
         python = peers::ensure()?;
         Ok(())
     })?;
+    step("System packages", || system::ensure(system::FOR_BUILD))?;
     step("Build", || run(cargo().args(["build", "--workspace", "--release", "--example", "bench_worker"])))?;
     let worker = workspace::target().join("release/examples/bench_worker");
     let graph = match &options.graph {

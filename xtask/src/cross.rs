@@ -11,6 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::assets::{self, Group};
+use crate::system;
 use crate::workspace::{self, find, output, run, shown};
 
 pub const TARGET: &str = "aarch64-unknown-linux-gnu";
@@ -38,6 +39,7 @@ pub fn run_chore() -> Result<()> {
 /// As [`run_chore`]; returns the test programs built as well.
 pub fn build(tests: Tests) -> Result<Vec<PathBuf>> {
     assets::ensure(&[Group::Cross])?;
+    system::ensure(system::FOR_BUILD)?;
     let rustc = rustc()?;
     let target_dir = target_dir()?;
     let zig = workspace::assets().canonicalize()?.join("zig");

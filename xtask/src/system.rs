@@ -7,6 +7,9 @@ use anyhow::{Result, bail};
 
 use crate::workspace::{find, output, run};
 
+/// `(program, package)`: what building the runtime calls beside a C++ compiler; CMake builds CharLS, the JPEG-LS decoder.
+pub const FOR_BUILD: &[(&str, &str)] = &[("cmake", "cmake"), ("make", "make")];
+
 /// `(program, package)`: what the tests call.
 pub const FOR_TESTS: &[(&str, &str)] = &[
     ("mosquitto", "mosquitto"),

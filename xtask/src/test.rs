@@ -26,7 +26,10 @@ pub fn run_chore(long: bool) -> Result<()> {
     };
     timed("Assets", &|| assets::ensure(&groups))?;
     timed("onnxruntime, to compare with", &|| peers::ensure().map(|_| ()))?;
-    timed("System packages", &|| system::ensure(system::FOR_TESTS))?;
+    timed("System packages", &|| {
+        system::ensure(system::FOR_BUILD)?;
+        system::ensure(system::FOR_TESTS)
+    })?;
     timed("Format", &|| cargo_step(&["fmt", "--all", "--check"]))?;
     timed("Clippy", &|| {
         cargo_step(&[
