@@ -251,7 +251,7 @@ impl LoadedTask {
                 kind: source.kind,
                 study_uid: source.study_uid.clone(),
                 series_uid: source.series_uid.clone(),
-                instances: source.instances.len(),
+                instances: source.instance_count(),
                 digest: source.digest.clone(),
                 completion: Completion::Given,
             },
@@ -317,6 +317,7 @@ fn key_slices(prepared: &Prepared<'_>, weights: &[f32]) -> Vec<KeySlice> {
     let name = |s: usize| KeySlice {
         index: prepared.slice_index(s),
         sop_instance_uid: prepared.instance(s).map(str::to_owned),
+        frame_number: prepared.frame_number(s),
         weight: weights[s],
     };
     order.into_iter().take(KEY_SLICES).map(name).collect()

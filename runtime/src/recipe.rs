@@ -124,11 +124,18 @@ impl<'a> Prepared<'a> {
 
     /// SOP Instance UID (0008,0018) of slice `s`, where it is one stored slice of a DICOM series.
     pub fn instance(&self, s: usize) -> Option<&str> {
-        if self.lattice.stored_axis[self.view.slice] != 2 {
-            return None;
-        }
-        let stored = self.lattice.stored(self.view.slice, self.slices[s]);
-        self.volume.source.instances.get(stored).map(String::as_str)
+        self.volume.source.instances.get(self.stored_slice(s)?).map(String::as_str)
+    }
+
+    /// The number of slice `s` among the frames of [`Self::instance`], from 1, where that is an enhanced image.
+    pub fn frame_number(&self, s: usize) -> Option<u32> {
+        self.volume.source.frames.get(self.stored_slice(s)?).copied()
+    }
+
+    /// Index of slice `s` along the third stored axis, where that is the axis across its plane.
+    fn stored_slice(&self, s: usize) -> Option<usize> {
+        let across = self.lattice.stored_axis[self.view.slice] == 2;
+        across.then(|| self.lattice.stored(self.view.slice, self.slices[s]))
     }
 
     /// Writes slice `s` as `[3, H, W]`, C order. A pure function of `s`; any number of threads may call it.

@@ -164,8 +164,13 @@ pub struct LabelResult {
 pub struct KeySlice {
     /// Index along the plane's patient axis: 0 is the lowest, hindmost or leftmost slice of the scan.
     pub index: usize,
-    /// DICOM SOP Instance UID (0008,0018), where the slice is one instance.
+    /// DICOM SOP Instance UID (0008,0018) of the instance that holds the slice, where one does: the slice's own, or that
+    /// of the enhanced image of which it is a frame.
     pub sop_instance_uid: Option<String>,
+    /// Where that instance is an enhanced image, and there only, the slice's number among its frames, from 1 as in
+    /// Referenced Frame Number (0008,1160).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frame_number: Option<u32>,
     /// The task's attention to the slice; those of all slices sum to 1.
     pub weight: f32,
 }

@@ -14,6 +14,7 @@ mod hashing;
 mod nifti;
 mod orientation;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -23,7 +24,7 @@ use std::vec;
 use firmware_config::{Observed, Plane};
 use sha2::{Digest, Sha256};
 
-pub use dicom::{DECODABLE_TRANSFER_SYNTAXES, Header, STORAGE_CLASSES};
+pub use dicom::{Arrangement, DECODABLE_TRANSFER_SYNTAXES, Header, Instance, STORAGE_CLASSES, series_digest};
 pub use error::VolumeError;
 pub use geometry::Geometry;
 pub use nifti::write_nifti;
@@ -61,12 +62,23 @@ pub struct Source {
     pub study_uid: Option<String>,
     /// DICOM Series Instance UID (0020,000E).
     pub series_uid: Option<String>,
-    /// DICOM SOP Instance UID (0008,0018) of each slice, along the third stored axis; empty for NIfTI.
+    /// DICOM SOP Instance UID (0008,0018) of each slice, along the third stored axis; empty for NIfTI. The frames of an
+    /// enhanced image have one UID, that of the image.
     pub instances: Vec<String>,
+    /// The number of each slice among the frames of its instance, from 1 as in Referenced Frame Number (0008,1160); empty
+    /// where slices are instances of their own.
+    pub frames: Vec<u32>,
     /// DICOM Modality (0008,0060).
     pub modality: Option<String>,
     /// DICOM Body Part Examined (0018,0015).
     pub body_part: Option<String>,
+}
+
+impl Source {
+    /// How many DICOM instances the slices come from; 0 for NIfTI.
+    pub fn instance_count(&self) -> usize {
+        self.instances.iter().collect::<BTreeSet<_>>().len()
+    }
 }
 
 /// File format of an input.
@@ -174,6 +186,7 @@ impl Volume {
             study_uid: None,
             series_uid: None,
             instances: Vec::new(),
+            frames: Vec::new(),
             modality: None,
             body_part: None,
         };

@@ -1,5 +1,7 @@
 //! Writing DICOM series, so that the same scan can be read as NIfTI and as DICOM.
 
+pub mod enhanced;
+
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -126,7 +128,6 @@ fn slice(volume: &Volume, options: &SeriesOptions, k: usize) -> Result<InMemDico
     let mut slice = InMemDicomObject::new_empty();
     let class = if options.modality == "CT" { uids::CT_IMAGE_STORAGE } else { uids::MR_IMAGE_STORAGE };
     let spacing = volume.spacing();
-    let lps = |[x, y, z]: [f64; 3]| [-x, -y, z];
     let direction = |axis: usize| lps(volume.geometry.step(axis)).map(|x| x / spacing[axis]);
     let position = lps(volume.geometry.position([0.0, 0.0, k as f64]));
     let texts = [
@@ -171,6 +172,10 @@ fn slice(volume: &Volume, options: &SeriesOptions, k: usize) -> Result<InMemDico
     }
     slice.put(pixel_data(&stored(volume, options, k)?, options));
     Ok(slice)
+}
+
+fn lps([x, y, z]: [f64; 3]) -> [f64; 3] {
+    [-x, -y, z]
 }
 
 /// The stored values of a slice, as the low `bits_stored` bits.

@@ -1,6 +1,6 @@
-//! DICOM: one instance a file (PS3.10), one slice an instance, one volume a series.
+//! DICOM: one instance a file (PS3.10), one volume a series; a slice is an instance, or a frame of an enhanced one.
 //!
-//! A folder is read twice. The first pass reads the few attributes that place a slice ([`instance`]), never the
+//! A folder is read twice. The first pass reads the few attributes that place a slice ([`instance`], [`frame`]), never the
 //! patient's; series are then told apart, ordered and checked ([`series`]). The second pass reads the pixels of each
 //! slice straight into the volume ([`pixels`]). Memory holds the volume and the bytes of one slice.
 //!
@@ -8,41 +8,36 @@
 //! checked before anything is allocated, nesting costs no stack, deflated data sets are read as they are inflated,
 //! and bytes behind the pixel data, which some scanners leave, do not fail the file.
 //!
-//! Transfer syntaxes: implicit and explicit little endian, explicit big endian, deflated, RLE lossless. Of image
-//! kinds, single-frame grayscale. Others are refused by name.
+//! [`syntax`] has the transfer syntaxes: uncompressed ones, RLE ([`rle`]), and the JPEG family, whose decoders are
+//! kept behind a guard ([`codec`]). Of image kinds, grayscale CT, MR and the like, single-frame, and the frames of
+//! enhanced ones ([`groups`]). Others are refused by name.
 
+mod attributes;
+mod codec;
+mod codestream;
 mod dataset;
+mod fragments;
+mod frame;
+mod groups;
 mod header;
 mod instance;
 mod pixels;
 mod rle;
 mod series;
+mod syntax;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use dicom_dictionary_std::uids;
-
 use super::{Volume, VolumeError};
 pub use header::Header;
-use instance::{Content, Instance, Other};
+use instance::Content;
 
-/// Transfer syntaxes of which the pixels can be read (PS3.6, A): what a listener may negotiate for images.
-///
-/// Every other one is refused by name.
-pub const DECODABLE_TRANSFER_SYNTAXES: &[&str] = &[
-    uids::EXPLICIT_VR_LITTLE_ENDIAN,
-    uids::IMPLICIT_VR_LITTLE_ENDIAN,
-    uids::DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
-    dataset::EXPLICIT_BIG,
-    uids::RLE_LOSSLESS,
-];
-
-/// Storage SOP classes that are read as slices (PS3.4, B.5): what a listener may accept.
-pub const STORAGE_CLASSES: &[&str] =
-    &[uids::CT_IMAGE_STORAGE, uids::MR_IMAGE_STORAGE, uids::POSITRON_EMISSION_TOMOGRAPHY_IMAGE_STORAGE];
+pub use instance::{Instance, STORAGE_CLASSES};
+pub use series::{Arrangement, series_digest};
+pub use syntax::DECODABLE_TRANSFER_SYNTAXES;
 
 /// Whether a file that starts like this is DICOM (PS3.10, 7.1): 128 bytes of any kind, then `DICM`.
 pub(super) fn is_dicom(start: &[u8]) -> bool {
@@ -58,26 +53,33 @@ pub(super) struct Series {
 
 impl Series {
     pub(super) fn read(self) -> Result<Volume, VolumeError> {
-        let mut volume = series::assemble(&self.origin, self.instances)?;
+        let mut volume = Arrangement::new(&self.origin, self.instances)?.read()?;
         volume.warnings.extend(self.warnings);
         Ok(volume)
     }
 }
 
-/// One file, as a series of one slice.
+/// One file, as a series of its own.
 pub(super) fn open_file(path: &Path) -> Result<Series, VolumeError> {
-    match Instance::read(path)? {
-        Content::Image(instance) => {
-            Ok(Series { origin: path.to_owned(), instances: vec![*instance], warnings: Vec::new() })
-        }
-        Content::Other(other) => {
-            let found = match other {
-                Other::Dicomdir => "a DICOMDIR",
-                Other::Document => "DICOM without an image",
-            };
-            Err(VolumeError::Format { path: path.to_owned(), found: found.to_owned() })
-        }
-    }
+    let instances = vec![Instance::open(path)?];
+    Ok(Series { origin: path.to_owned(), instances, warnings: Vec::new() })
+}
+
+/// What is not an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Other {
+    /// The index of a medium (PS3.10, 8.6).
+    Dicomdir,
+    /// A report, a presentation state, …
+    Document,
+}
+
+fn not_an_image(path: &Path, other: Other) -> VolumeError {
+    let found = match other {
+        Other::Dicomdir => "a DICOMDIR",
+        Other::Document => "DICOM without an image",
+    };
+    VolumeError::Format { path: path.to_owned(), found: found.to_owned() }
 }
 
 /// The series among the files of a folder, not of its subfolders, sorted by Series Instance UID; at least one.
@@ -97,7 +99,7 @@ pub(super) fn open_folder(folder: &Path) -> Result<Vec<Series>, VolumeError> {
             strangers.add(&path);
             continue;
         }
-        match Instance::read(&path)? {
+        match Instance::look_at(&path)? {
             Content::Image(instance) => {
                 by_series.entry(instance.series_uid.clone()).or_default().push(*instance);
             }

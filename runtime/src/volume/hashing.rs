@@ -30,6 +30,15 @@ impl<R: Read> Read for Hashing<R> {
     }
 }
 
+impl Hashing<&[u8]> {
+    /// The SHA-256 of some bytes, in lower-case hexadecimal.
+    pub(super) fn of(bytes: &[u8]) -> String {
+        let mut sha = Sha256::new();
+        sha.update(bytes);
+        hex(sha)
+    }
+}
+
 /// The digest in lower-case hexadecimal.
 pub(super) fn hex(sha: Sha256) -> String {
     let digits =

@@ -81,6 +81,7 @@ pub(super) fn read(path: &Path, options: &ReadOptions) -> Result<Volume, VolumeE
         study_uid: None,
         series_uid: None,
         instances: Vec::new(),
+        frames: Vec::new(),
         modality: None,
         body_part: None,
     };

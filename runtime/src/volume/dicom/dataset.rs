@@ -1,176 +1,30 @@
 //! Walking a file's data set: a few attributes, then the pixel data.
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::Path;
 
-use dicom_core::dictionary::{DataDictionary, DataDictionaryEntry};
-use dicom_core::header::{HasLength, Header, SequenceItemHeader};
+use dicom_core::header::{DataElementHeader, HasLength, Header, SequenceItemHeader};
 use dicom_core::{Tag, VR};
-use dicom_dictionary_std::{StandardDataDictionary, tags, uids};
-use dicom_encoding::TransferSyntaxIndex;
-use dicom_encoding::text::{SpecificCharacterSet, TextCodec};
+use dicom_dictionary_std::tags;
+use dicom_encoding::text::SpecificCharacterSet;
 use dicom_parser::{DynStatefulDecoder, StatefulDecode};
-use dicom_transfer_syntax_registry::{TransferSyntaxRegistry, entries};
+use dicom_transfer_syntax_registry::entries;
 use flate2::bufread::DeflateDecoder;
 
+use super::attributes::{Attributes, label, missing};
+use super::codestream::Fault;
+use super::groups::{self, Groups};
+use super::syntax::Encoding;
 use crate::volume::VolumeError;
 use crate::volume::hashing::Hashing;
 
-/// Explicit VR Big Endian, retired in 2006, still in archives.
-pub(super) const EXPLICIT_BIG: &str = "1.2.840.10008.1.2.2";
-/// JPIP Referenced Deflate: no pixel data, but a deflated data set.
-const JPIP_DEFLATED: &str = "1.2.840.10008.1.2.4.95";
+const ITEM_DELIMITER: Tag = Tag(0xFFFE, 0xE00D);
 /// No attribute that is read is longer.
 const MAX_VALUE: u32 = 4096;
 /// The File Meta Information (PS3.10, 7.1) is refused beyond this.
 const MAX_META: u32 = 1 << 16;
-
-/// How the data set is encoded, whatever its pixel data (PS3.5, 10).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Encoding {
-    ImplicitLittle,
-    ExplicitLittle,
-    ExplicitBig,
-    Deflated,
-}
-
-impl Encoding {
-    fn of(syntax: &str, path: &Path) -> Result<Self, VolumeError> {
-        match syntax {
-            uids::IMPLICIT_VR_LITTLE_ENDIAN => Ok(Self::ImplicitLittle),
-            EXPLICIT_BIG => Ok(Self::ExplicitBig),
-            uids::DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN | JPIP_DEFLATED => Ok(Self::Deflated),
-            // All others of the standard, encapsulated ones included.
-            _ if TransferSyntaxRegistry.get(syntax).is_some() => Ok(Self::ExplicitLittle),
-            _ => Err(unsupported_syntax(syntax, path)),
-        }
-    }
-}
-
-fn unsupported_syntax(uid: &str, path: &Path) -> VolumeError {
-    let name = TransferSyntaxRegistry.get(uid).map_or("an unknown one", |syntax| syntax.name());
-    VolumeError::Unsupported {
-        path: path.to_owned(),
-        found: format!("pixel data in the transfer syntax {name} ({})", uid.escape_debug()),
-        instead: "convert it to explicit little endian or RLE lossless".to_owned(),
-    }
-}
-
-/// How pixel data is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Syntax {
-    ImplicitLittle,
-    ExplicitLittle,
-    ExplicitBig,
-    Deflated,
-    Rle,
-}
-
-impl Syntax {
-    pub(super) fn from_uid(uid: &str, path: &Path) -> Result<Self, VolumeError> {
-        match uid {
-            uids::IMPLICIT_VR_LITTLE_ENDIAN => Ok(Self::ImplicitLittle),
-            uids::EXPLICIT_VR_LITTLE_ENDIAN => Ok(Self::ExplicitLittle),
-            EXPLICIT_BIG => Ok(Self::ExplicitBig),
-            uids::DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN => Ok(Self::Deflated),
-            uids::RLE_LOSSLESS => Ok(Self::Rle),
-            _ => Err(unsupported_syntax(uid, path)),
-        }
-    }
-
-    pub(super) fn little(self) -> bool {
-        self != Self::ExplicitBig
-    }
-}
-
-/// Values as they are in the file, by tag.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Attributes {
-    values: BTreeMap<Tag, Vec<u8>>,
-    little: bool,
-}
-
-impl Attributes {
-    /// Text without padding; `None` where missing or empty.
-    pub(super) fn text(&self, tag: Tag) -> Option<String> {
-        let text = String::from_utf8_lossy(self.values.get(&tag)?);
-        let text = text.trim_matches([' ', '\0']);
-        (!text.is_empty()).then(|| text.to_owned())
-    }
-
-    /// As [`Self::text`], free text in the file's own character set (PS3.5, 6.1).
-    pub(super) fn free_text(&self, tag: Tag) -> Option<String> {
-        let codes = self.text(tags::SPECIFIC_CHARACTER_SET).unwrap_or_default();
-        let first = codes.split('\\').next().unwrap_or_default().trim();
-        let charset = SpecificCharacterSet::from_code(first)?;
-        let text = charset.decode(self.values.get(&tag)?).ok()?;
-        let text = text.trim_matches([' ', '\0']);
-        (!text.is_empty()).then(|| text.to_owned())
-    }
-
-    /// As [`Self::text`], an error where there is none.
-    pub(super) fn required_text(&self, tag: Tag, path: &Path) -> Result<String, VolumeError> {
-        self.text(tag).ok_or_else(|| missing(tag, path))
-    }
-
-    /// Decimal strings (VR DS or IS) separated by backslashes; exactly `N` finite numbers.
-    pub(super) fn numbers<const N: usize>(
-        &self,
-        tag: Tag,
-        path: &Path,
-    ) -> Result<Option<[f64; N]>, VolumeError> {
-        let Some(text) = self.text(tag) else { return Ok(None) };
-        let numbers: Option<Vec<f64>> = text
-            .split('\\')
-            .map(|part| part.trim_matches([' ', '\0']).parse().ok().filter(|x: &f64| x.is_finite()))
-            .collect();
-        if let Some(numbers) = numbers.and_then(|n| n.try_into().ok()) {
-            return Ok(Some(numbers));
-        }
-        let expected = if N == 1 { "one number".to_owned() } else { format!("{N} numbers") };
-        Err(VolumeError::field(path, label(tag), format!("\"{}\"", text.escape_debug()), expected))
-    }
-
-    /// An unsigned 16-bit number (VR US).
-    pub(super) fn short(&self, tag: Tag, path: &Path) -> Result<Option<u16>, VolumeError> {
-        match self.values.get(&tag).map(Vec::as_slice) {
-            None | Some([]) => Ok(None),
-            Some(&[a, b]) if self.little => Ok(Some(u16::from_le_bytes([a, b]))),
-            Some(&[a, b]) => Ok(Some(u16::from_be_bytes([a, b]))),
-            Some(other) => {
-                let found = format!("{} bytes long", other.len());
-                Err(VolumeError::field(path, label(tag), found, "one 16-bit number"))
-            }
-        }
-    }
-
-    /// As [`Self::short`], an error where there is none.
-    pub(super) fn required_short(&self, tag: Tag, path: &Path) -> Result<u16, VolumeError> {
-        self.short(tag, path)?.ok_or_else(|| missing(tag, path))
-    }
-
-    /// Whether the attribute is there at all, a sequence included.
-    pub(super) fn has(&self, tag: Tag) -> bool {
-        self.values.contains_key(&tag)
-    }
-}
-
-/// The keyword of a tag in PS3.6.
-fn keyword(tag: Tag) -> &'static str {
-    StandardDataDictionary.by_tag(tag).map_or("an attribute", |entry| entry.alias())
-}
-
-/// Keyword and number.
-pub(super) fn label(tag: Tag) -> String {
-    format!("{} ({:04X},{:04X})", keyword(tag), tag.0, tag.1)
-}
-
-pub(super) fn missing(tag: Tag, path: &Path) -> VolumeError {
-    VolumeError::Missing { path: path.to_owned(), keyword: keyword(tag), tag: (tag.0, tag.1) }
-}
 
 /// What was found where the pixel data should be.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -179,6 +33,16 @@ pub(super) struct PixelElement {
     pub(super) vr: VR,
     /// Bytes of native pixel data; `None` where it is encapsulated in fragments.
     pub(super) length: Option<u32>,
+}
+
+/// A data set up to its pixel data: what was wanted of it.
+pub(super) struct DataSet {
+    /// Of the top level.
+    pub(super) attributes: Attributes,
+    /// What frames have in common and each for itself; empty unless the image is an enhanced one.
+    pub(super) groups: Groups,
+    /// `None` where the data set has no pixel data.
+    pub(super) pixel_data: Option<PixelElement>,
 }
 
 type Bytes<'a> = Box<dyn Read + 'a>;
@@ -227,7 +91,7 @@ pub(super) fn begin<'a>(path: &'a Path, source: &'a mut Source) -> Result<(Meta,
     }
     let mut meta =
         Walk::new(path, Box::new(source.by_ref().take(u64::from(length))), Encoding::ExplicitLittle)?;
-    let (attributes, _) = meta.attributes(&[
+    let DataSet { attributes, .. } = meta.data_set(&[
         tags::TRANSFER_SYNTAX_UID,
         tags::MEDIA_STORAGE_SOP_CLASS_UID,
         tags::MEDIA_STORAGE_SOP_INSTANCE_UID,
@@ -261,53 +125,114 @@ impl<'a> Walk<'a> {
         Ok(Self { path, decoder, little: encoding != Encoding::ExplicitBig })
     }
 
-    /// Reads on to the pixel data or the end, keeping the `wanted` attributes of the top level.
-    pub(super) fn attributes(
-        &mut self,
-        wanted: &[Tag],
-    ) -> Result<(Attributes, Option<PixelElement>), VolumeError> {
-        let mut values = BTreeMap::new();
-        let mut pixel_data = None;
+    /// Reads on to the pixel data or the end, keeping the `wanted` attributes of the top level, and of functional groups
+    /// those that [`groups`] lists.
+    pub(super) fn data_set(&mut self, wanted: &[Tag]) -> Result<DataSet, VolumeError> {
+        let mut attributes = Attributes::new(self.little);
+        let mut groups = Groups::default();
         loop {
             let header = match self.decoder.decode_header() {
                 Ok(header) => header,
-                Err(error) if kind(&error) == Some(io::ErrorKind::UnexpectedEof) => break,
+                Err(error) if kind(&error) == Some(io::ErrorKind::UnexpectedEof) => {
+                    return Ok(DataSet { attributes, groups, pixel_data: None });
+                }
                 Err(error) => return Err(self.broken(&error)),
             };
             let (tag, length) = (header.tag(), header.length().get());
-            if matches!(tag, tags::PIXEL_DATA | tags::FLOAT_PIXEL_DATA | tags::DOUBLE_FLOAT_PIXEL_DATA) {
-                pixel_data = Some(PixelElement { tag, vr: header.vr(), length });
-                break;
-            }
-            match length {
-                Some(length) if wanted.contains(&tag) => {
-                    if length > MAX_VALUE && header.vr() != VR::SQ {
-                        let found = format!("{length} bytes long");
-                        return Err(VolumeError::field(
-                            self.path,
-                            label(tag),
-                            found,
-                            format!("at most {MAX_VALUE} bytes"),
-                        ));
-                    }
-                    let mut value = Vec::new();
-                    if header.vr() == VR::SQ {
-                        self.skip(length)?;
-                    } else {
-                        self.read(length, &mut value)?;
-                    }
-                    values.insert(tag, value);
+            match tag {
+                tags::PIXEL_DATA | tags::FLOAT_PIXEL_DATA | tags::DOUBLE_FLOAT_PIXEL_DATA => {
+                    let pixel_data = Some(PixelElement { tag, vr: header.vr(), length });
+                    return Ok(DataSet { attributes, groups, pixel_data });
                 }
-                Some(length) => self.skip(length)?,
-                None => {
-                    self.skip_sequence()?;
-                    if wanted.contains(&tag) {
-                        values.insert(tag, Vec::new());
-                    }
+                tags::SHARED_FUNCTIONAL_GROUPS_SEQUENCE if wanted.contains(&tag) => {
+                    attributes.insert(tag, Vec::new());
+                    groups.shared = groups::read(self, length)?;
                 }
+                tags::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE if wanted.contains(&tag) => {
+                    attributes.insert(tag, Vec::new());
+                    groups.frames = groups::read(self, length)?;
+                }
+                _ if wanted.contains(&tag) => {
+                    let value = self.value(&header)?;
+                    attributes.insert(tag, value);
+                }
+                _ => self.pass(&header)?,
             }
         }
-        Ok((Attributes { values, little: self.little }, pixel_data))
+    }
+
+    /// No attributes yet, in this data set's byte order.
+    pub(super) fn no_attributes(&self) -> Attributes {
+        Attributes::new(self.little)
+    }
+
+    /// The value of the attribute whose header was read last; nothing for a sequence, which is passed over.
+    pub(super) fn value(&mut self, header: &DataElementHeader) -> Result<Vec<u8>, VolumeError> {
+        let mut value = Vec::new();
+        match header.length().get() {
+            Some(length) if header.vr() != VR::SQ => {
+                if length > MAX_VALUE {
+                    let (found, expected) =
+                        (format!("{length} bytes long"), format!("at most {MAX_VALUE} bytes"));
+                    return Err(VolumeError::field(self.path, label(header.tag()), found, expected));
+                }
+                self.read(length, &mut value)?;
+            }
+            _ => self.pass(header)?,
+        }
+        Ok(value)
+    }
+
+    /// Passes over the value of the attribute whose header was read last.
+    pub(super) fn pass(&mut self, header: &DataElementHeader) -> Result<(), VolumeError> {
+        match header.length().get() {
+            Some(length) => self.skip(length),
+            None => self.skip_sequence(),
+        }
+    }
+
+    /// Walks the items of a sequence, `length` bytes of them or up to its delimiter; `each` is given an item's length
+    /// and must read all of it.
+    pub(super) fn items(
+        &mut self,
+        length: Option<u32>,
+        mut each: impl FnMut(&mut Self, Option<u32>) -> Result<(), VolumeError>,
+    ) -> Result<(), VolumeError> {
+        let end = length.map(|length| self.decoder.position() + u64::from(length));
+        while end.is_none_or(|end| self.decoder.position() < end) {
+            match self.decoder.decode_item_header().map_err(|error| self.broken(&error))? {
+                SequenceItemHeader::Item { len } => each(self, len.get())?,
+                SequenceItemHeader::SequenceDelimiter if end.is_none() => return Ok(()),
+                _ => return Err(self.damaged("a sequence in it ends before it is over")),
+            }
+        }
+        self.stand_at(end)
+    }
+
+    /// Walks the attributes of an item, as [`Self::items`]; `each` must read their values.
+    pub(super) fn elements(
+        &mut self,
+        length: Option<u32>,
+        mut each: impl FnMut(&mut Self, &DataElementHeader) -> Result<(), VolumeError>,
+    ) -> Result<(), VolumeError> {
+        let end = length.map(|length| self.decoder.position() + u64::from(length));
+        while end.is_none_or(|end| self.decoder.position() < end) {
+            let header = self.decoder.decode_header().map_err(|error| self.broken(&error))?;
+            if header.tag() == ITEM_DELIMITER && end.is_none() {
+                return Ok(());
+            }
+            each(self, &header)?;
+        }
+        self.stand_at(end)
+    }
+
+    fn stand_at(&self, end: Option<u64>) -> Result<(), VolumeError> {
+        match end {
+            Some(end) if self.decoder.position() != end => {
+                Err(self.damaged("a sequence in it is longer than its length says"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Appends `length` bytes to `out`, fewer where the file ends.
@@ -339,7 +264,6 @@ impl<'a> Walk<'a> {
 
     /// Passes over a sequence of undefined length, without recursion: nesting is the file's to choose.
     fn skip_sequence(&mut self) -> Result<(), VolumeError> {
-        const ITEM_DELIMITER: Tag = Tag(0xFFFE, 0xE00D);
         let mut in_item = vec![false];
         while let Some(&inside) = in_item.last() {
             if inside {
@@ -367,6 +291,22 @@ impl<'a> Walk<'a> {
 
     pub(super) fn damaged(&self, problem: &str) -> VolumeError {
         VolumeError::Damaged { path: self.path.to_owned(), problem: problem.to_owned() }
+    }
+
+    /// What is wrong with a codestream of the family `name`.
+    pub(super) fn fault(&self, name: &str, fault: Fault) -> VolumeError {
+        match fault {
+            Fault::Damaged(problem) => self.damaged(&format!("its {name} data {problem}")),
+            Fault::Unsupported(what) => VolumeError::Unsupported {
+                path: self.path.to_owned(),
+                found: format!("{name} data that {what}"),
+                instead: "convert it to explicit little endian or RLE lossless".to_owned(),
+            },
+        }
+    }
+
+    pub(super) fn truncated(&self, what: &'static str, found: u64, expected: u64) -> VolumeError {
+        VolumeError::Truncated { path: self.path.to_owned(), what, found, expected }
     }
 
     /// The decoder's own words may quote the data set, so only the place is told.

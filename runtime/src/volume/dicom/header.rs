@@ -8,15 +8,17 @@ use dicom_core::Tag;
 use dicom_dictionary_std::tags;
 use firmware_config::Plane;
 
-use super::dataset::{self, Attributes, missing};
-use super::instance::{is_image, orientation};
+use super::attributes::{Attributes, missing};
+use super::dataset::{self, DataSet};
+use super::frame::{find, orientation};
+use super::instance::is_image;
 use super::is_dicom;
 use crate::volume::geometry::cross;
 use crate::volume::{Geometry, VolumeError};
 
 /// The attributes of one DICOM file that say what it is, never who the patient is nor when; its pixels are not read.
 ///
-/// Text is as the file has it, without padding; an attribute that is missing, empty or unreadable is `None`, since
+/// Of an enhanced image, thickness, kernel, orientation and position are those of its first frame. Text is as the file has it, without padding; an attribute that is missing, empty or unreadable is `None`, since
 /// nothing of it is needed to store the file. [`crate::volume::open`] is stricter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Header {
@@ -95,7 +97,7 @@ impl Header {
         check_prefix(path)?;
         let mut source = dataset::open(path)?;
         let (meta, mut walk) = dataset::begin(path, &mut source)?;
-        let (attributes, pixel_data) = walk.attributes(&WANTED)?;
+        let DataSet { attributes, groups, pixel_data } = walk.data_set(&WANTED)?;
         let sop_class = attributes.text(tags::SOP_CLASS_UID).or(meta.class);
         let sop_class = sop_class.ok_or_else(|| missing(tags::SOP_CLASS_UID, path))?;
         let sop_uid = attributes.text(tags::SOP_INSTANCE_UID).or(meta.instance);
@@ -107,7 +109,10 @@ impl Header {
         if pixel_data.is_some() && series_uid.is_none() {
             return Err(missing(tags::SERIES_INSTANCE_UID, path));
         }
-        let number = |tag| attributes.numbers::<1>(tag, path).ok().flatten().map(|[x]| x);
+        // Of an enhanced image, what its first frame says.
+        let layers: Vec<&Attributes> = groups.of_frame(0).into_iter().chain([&attributes]).collect();
+        let of = |tag| find(&layers, tag).unwrap_or(&attributes);
+        let number = |tag| of(tag).numbers::<1>(tag, path).ok().flatten().map(|[x]| x);
         let count = |tag| number(tag).filter(|n| (1.0..=f64::from(u32::MAX)).contains(n)).map(|n| n as u32);
         Ok(Self {
             sop_class,
@@ -120,14 +125,17 @@ impl Header {
             body_part: attributes.text(tags::BODY_PART_EXAMINED),
             series_description: attributes.free_text(tags::SERIES_DESCRIPTION),
             protocol_name: attributes.free_text(tags::PROTOCOL_NAME),
-            convolution_kernel: attributes.free_text(tags::CONVOLUTION_KERNEL),
+            convolution_kernel: of(tags::CONVOLUTION_KERNEL).free_text(tags::CONVOLUTION_KERNEL),
             contrast_agent: contrast_agent(&attributes),
             slice_thickness: number(tags::SLICE_THICKNESS).filter(|&mm| mm > 0.0),
             image_type: values(attributes.text(tags::IMAGE_TYPE)),
             images_in_acquisition: count(tags::IMAGES_IN_ACQUISITION),
             number_of_frames: count(tags::NUMBER_OF_FRAMES).unwrap_or(1),
-            orientation: orientation(path, &attributes).ok(),
-            position: attributes.numbers(tags::IMAGE_POSITION_PATIENT, path).ok().flatten(),
+            orientation: orientation(path, of(tags::IMAGE_ORIENTATION_PATIENT)).ok(),
+            position: of(tags::IMAGE_POSITION_PATIENT)
+                .numbers(tags::IMAGE_POSITION_PATIENT, path)
+                .ok()
+                .flatten(),
         })
     }
 

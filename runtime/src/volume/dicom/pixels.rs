@@ -1,12 +1,15 @@
-//! The pixels of one slice, in modality units.
+//! Pixels, from how they are stored to modality units.
 
 use std::path::Path;
 
 use dicom_core::VR;
 use dicom_dictionary_std::tags;
 
-use super::dataset::{Attributes, PixelElement, Syntax, Walk, label};
-use super::rle;
+use super::attributes::{Attributes, label};
+use super::dataset::{PixelElement, Walk};
+use super::fragments::Fragments;
+use super::syntax::Syntax;
+use super::{codec, rle};
 use crate::volume::VolumeError;
 
 /// How a pixel is stored (PS3.5, 8.1): `bits_stored` bits up to `high_bit` of `bits_allocated`.
@@ -73,98 +76,111 @@ pub(super) struct Scale {
     pub(super) intercept: f64,
 }
 
-/// One slice to be read.
-pub(super) struct Slice<'a> {
-    pub(super) path: &'a Path,
-    /// The header of its pixel data.
-    pub(super) element: PixelElement,
-    pub(super) format: Format,
-    /// Rows × Columns.
-    pub(super) pixels: usize,
-    pub(super) scale: Scale,
-}
-
-/// Appends the pixels of a slice to `voxels`, rows from the top, and says what was odd.
-///
-/// `walk` stands behind the header of the pixel data; `raw` is scratch.
-pub(super) fn read(
-    slice: &Slice,
-    walk: &mut Walk,
-    raw: &mut Vec<u8>,
-    voxels: &mut Vec<f32>,
-) -> Result<Option<String>, VolumeError> {
-    let &Slice { path, element, format, pixels, scale } = slice;
-    let expected = pixels * format.bytes();
-    let mut warning = None;
-    match (element.length, format.syntax) {
-        (None, Syntax::Rle) => read_rle(path, walk, format, pixels, raw)?,
-        (Some(length), syntax) if syntax != Syntax::Rle => {
-            raw.clear();
-            walk.read(length.min(expected as u32), raw)?;
-            if raw.len() < expected {
-                let (found, expected) = (raw.len() as u64, expected as u64);
-                return Err(VolumeError::Truncated {
-                    path: path.to_owned(),
-                    what: "pixel data",
-                    found,
-                    expected,
-                });
-            }
-            // An odd number of bytes is padded to an even one.
-            let more = length as usize - expected;
-            walk.skip(more as u32)?;
-            if more > 1 {
-                warning = Some(format!("{more} bytes of pixel data beyond Rows × Columns were ignored"));
-            }
-        }
-        (None, _) => {
-            return Err(walk.damaged("its pixel data is encapsulated although its transfer syntax is not"));
-        }
-        (Some(_), _) => {
-            return Err(walk.damaged("its pixel data is not encapsulated although it should hold RLE"));
-        }
-    }
-    if walk.trailing_bytes() {
-        warning = Some("bytes after the pixel data were ignored".to_owned());
-    }
-    convert(raw, element.vr, format, scale, voxels);
-    Ok(warning)
-}
-
-fn read_rle(
-    path: &Path,
-    walk: &mut Walk,
+/// Reads the frames of one file's pixel data, one after the other.
+pub(super) struct Frames {
+    element: PixelElement,
     format: Format,
-    pixels: usize,
-    out: &mut Vec<u8>,
-) -> Result<(), VolumeError> {
-    let table = walk.fragment()?.ok_or_else(|| walk.damaged("its pixel data has no fragment"))?;
-    walk.skip(table)?;
-    let length = walk.fragment()?.ok_or_else(|| walk.damaged("its pixel data has no fragment"))?;
-    // PackBits never needs more than one byte more for 128, and each segment may be padded.
-    let most = 64 + 2 * (pixels * format.bytes()) as u64 + 64;
-    if u64::from(length) > most {
-        let problem = format!("its RLE data declares {length} bytes where {most} would be too many");
-        return Err(walk.damaged(&problem));
+    size: [usize; 2],
+    count: usize,
+    given: usize,
+    /// Where the frames are codestreams or runs.
+    fragments: Option<Fragments>,
+    /// A frame as it is in the file, and its pixels; kept between frames.
+    coded: Vec<u8>,
+    raw: Vec<u8>,
+}
+
+impl Frames {
+    /// `walk` stands behind the header of the pixel data, `element`; `size` is Rows × Columns.
+    pub(super) fn begin(
+        walk: &mut Walk,
+        element: PixelElement,
+        format: Format,
+        size: [usize; 2],
+        frames: usize,
+    ) -> Result<Self, VolumeError> {
+        let frame = size[0] * size[1] * format.bytes();
+        let fragments = match (element.length, format.syntax) {
+            (Some(_), Syntax::Little | Syntax::Big) => None,
+            (None, Syntax::Rle | Syntax::Coded(_)) => {
+                Some(Fragments::begin(walk, format.syntax, frames, frame)?)
+            }
+            (None, _) => {
+                let problem = "its pixel data is encapsulated although its transfer syntax is not";
+                return Err(walk.damaged(problem));
+            }
+            (Some(_), _) => {
+                let name = format.syntax.name();
+                let problem = format!("its pixel data is not encapsulated although it should hold {name}");
+                return Err(walk.damaged(&problem));
+            }
+        };
+        let (coded, raw) = (Vec::new(), Vec::new());
+        Ok(Self { element, format, size, count: frames, given: 0, fragments, coded, raw })
     }
-    let mut fragment = Vec::new();
-    walk.read(length, &mut fragment)?;
-    if fragment.len() < length as usize {
-        let (found, expected) = (fragment.len() as u64, u64::from(length));
-        return Err(VolumeError::Truncated { path: path.to_owned(), what: "RLE fragment", found, expected });
+
+    /// Puts the next frame's pixels into `voxels`, rows from the top.
+    pub(super) fn read(
+        &mut self,
+        walk: &mut Walk,
+        scale: Scale,
+        voxels: &mut Vec<f32>,
+    ) -> Result<(), VolumeError> {
+        let [rows, columns] = self.size;
+        let mut format = self.format;
+        match (&mut self.fragments, format.syntax) {
+            (Some(fragments), syntax) => {
+                fragments.read(walk, &mut self.coded)?;
+                if let Syntax::Coded(coding) = syntax {
+                    format = codec::decode(&self.coded, coding, self.size, format, &mut self.raw)
+                        .map_err(|fault| walk.fault(coding.name(), fault))?;
+                } else {
+                    rle::decode(&self.coded, rows * columns, format.bytes(), &mut self.raw)
+                        .map_err(|problem| walk.damaged(&format!("its RLE data {problem}")))?;
+                }
+            }
+            (None, _) => self.read_native(walk, rows * columns * format.bytes())?,
+        }
+        self.given += 1;
+        voxels.clear();
+        convert(&self.raw, self.element.vr, format, scale, voxels);
+        Ok(())
     }
-    rle::decode(&fragment, pixels, format.bytes(), out)
-        .map_err(|problem| walk.damaged(&format!("its RLE data {problem}")))?;
-    match walk.fragment() {
-        Ok(Some(_)) => Err(walk.damaged("its RLE data has several fragments for one frame")),
-        // The frame is whole, even where the mark of the end was cut off.
-        Ok(None) | Err(_) => Ok(()),
+
+    fn read_native(&mut self, walk: &mut Walk, frame: usize) -> Result<(), VolumeError> {
+        let start = self.given * frame;
+        let left = (self.element.length.unwrap_or(0) as usize).saturating_sub(start);
+        self.raw.clear();
+        walk.read(left.min(frame) as u32, &mut self.raw)?;
+        if self.raw.len() < frame {
+            let (found, expected) = ((start + self.raw.len()) as u64, (self.count * frame) as u64);
+            return Err(walk.truncated("pixel data", found, expected));
+        }
+        Ok(())
+    }
+
+    /// After the last frame: what was odd behind it.
+    pub(super) fn finish(&self, walk: &mut Walk) -> Result<Option<String>, VolumeError> {
+        let mut odd = None;
+        if let (None, Some(length)) = (&self.fragments, self.element.length) {
+            let [rows, columns] = self.size;
+            let more = (length as usize).saturating_sub(self.count * rows * columns * self.format.bytes());
+            walk.skip(more as u32)?;
+            // An odd number of bytes is padded to an even one.
+            if more > 1 {
+                odd = Some(format!("{more} bytes of pixel data beyond Rows × Columns were ignored"));
+            }
+        }
+        if walk.trailing_bytes() {
+            odd = Some("bytes after the pixel data were ignored".to_owned());
+        }
+        Ok(odd)
     }
 }
 
 fn convert(raw: &[u8], vr: VR, format: Format, scale: Scale, voxels: &mut Vec<f32>) {
     let put = |raw: u32| (scale.slope * format.value(raw) + scale.intercept) as f32;
-    let little = format.syntax.little();
+    let little = format.syntax != Syntax::Big;
     match format.bits_allocated {
         // Bytes within big-endian words (VR OW) are swapped (PS3.5, 7.3).
         8 if !little && vr == VR::OW => {
