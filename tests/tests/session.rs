@@ -139,6 +139,23 @@ fn birth_death_and_will_are_seen() {
 }
 
 #[test]
+fn the_session_ends_when_told_even_if_its_broker_stands_still() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = Mosquitto::start().unwrap();
+    let store = store(folder.path());
+    let running = Running::start(open(&broker.url()), &store);
+    until("a connection", || running.handle.status().connected);
+    broker.signal("STOP").unwrap();
+    add(&store, 1..=100);
+    running.handle.wake();
+    let start = Instant::now();
+    running.stop();
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!(rows(&store).len(), 100, "and nothing is taken for delivered");
+    broker.signal("CONT").unwrap();
+}
+
+#[test]
 fn health_is_told_and_expires() {
     let folder = tempfile::tempdir().unwrap();
     let broker = Mosquitto::start().unwrap();

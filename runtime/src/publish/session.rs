@@ -229,7 +229,14 @@ impl<O: Outbox> Session<O> {
                         status.trouble = drain.refusal().map(Into::into);
                     });
                 }
-                Happened::Other(Call::Stop) => return self.depart(link, drain).await,
+                Happened::Other(Call::Stop) => {
+                    // Where the broker does not let us take leave, its Will says what the death would have said.
+                    if let Err(end) = self.depart(link, drain).await {
+                        tracing::warn!(reason = %end, "the broker was lost while taking leave of it");
+                    }
+                    self.status(|status| status.connected = false);
+                    return Ok(());
+                }
                 Happened::Other(Call::Announce) => changed = true,
                 Happened::Other(Call::Wake) | Happened::Due => {}
             }
@@ -247,7 +254,6 @@ impl<O: Outbox> Session<O> {
         link.publish(None, self.state(Presence::Leaving), true).await?;
         self.finish(&mut link, &mut drain, until + self.options.patience.acknowledge).await?;
         link.leave().await;
-        self.status(|status| status.connected = false);
         Ok(())
     }
 
