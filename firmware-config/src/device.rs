@@ -26,6 +26,7 @@ mod keys;
 mod layers;
 mod pages;
 mod schema;
+mod tasks;
 mod units;
 mod value;
 
@@ -33,6 +34,7 @@ pub use error::{ConfigError, Origin};
 pub use keys::{Dicom, DicomTls, Http, Infer, Keys, Mqtt, Series, Store};
 pub use pages::{docs, example};
 pub use schema::{Key, Section};
+pub use tasks::TaskRules;
 pub use units::{Size, show_duration};
 pub use value::{AeTitle, Listen, Network, Timeout, Uids};
 
@@ -48,6 +50,8 @@ const TASKS: &str = "task";
 #[derive(Debug, Clone, PartialEq)]
 pub struct Device {
     keys: Keys,
+    /// `[[task]]`: a task without a table gets every series that its plugin accepts.
+    pub tasks: Vec<TaskRules>,
 }
 
 impl Deref for Device {
@@ -78,7 +82,7 @@ impl Device {
         let mut layers = Layers::new(text, environment, &all)?;
         let keys = Keys::take(&mut layers)?;
         validate(&keys, &layers)?;
-        Ok(Self { keys })
+        Ok(Self { keys, tasks: tasks::read(text)? })
     }
 
     /// What a service that runs with `old` does about `new`.
@@ -88,6 +92,9 @@ impl Device {
         let mut changes = Changes::default();
         for key in differing {
             if key.reloadable { changes.now.push(key.path) } else { changes.restart.push(key.path) }
+        }
+        if old.tasks != new.tasks {
+            changes.now.push(TASKS);
         }
         changes
     }

@@ -29,7 +29,7 @@ pub fn example() -> String {
             out += &format!("{mark}{} = {value}\n", key.name());
         }
     }
-    out
+    out + "\n" + TASK_EXAMPLE
 }
 
 /// `docs/config.md`.
@@ -43,6 +43,7 @@ pub fn docs() -> String {
             out += &row(&section, key);
         }
     }
+    out += TASK_DOCS;
     out + "\n## Durations and sizes\n\n" + &units::help()
 }
 
@@ -73,6 +74,37 @@ error that names the nearest one, and so is a variable with `__` in its name tha
 
 On SIGHUP (`systemctl reload scanside`) the file is read again. What takes effect *now* does; of the rest the log says
 that it waits for a restart. A file with a mistake changes nothing.
+";
+
+const TASK_EXAMPLE: &str = "\
+# Which series go to a task, a table a task, at the end of the file. It narrows what the plugin accepts; a task without a
+# table gets every series that its plugin accepts. `scanside why` tells what was chosen and why.
+# [[task]]
+# name = \"hemorrhage\"
+# modality = [\"CT\"]
+# description = [\"head*\", \"*cranial*\"]
+# slice_thickness_mm = [0.5, 6.0]
+";
+
+const TASK_DOCS: &str = "
+## [[task]]
+
+Which series go to a task, a table a task. It narrows what the plugin's signed manifest accepts, never widens it; a task without a
+table gets every series that its plugin accepts. What a rule asks for and the series does not say counts as not fulfilled. A change takes
+effect now. `scanside why SERIES --config device.toml` tells for each task which rule took or refused a series.
+
+| key | what it asks |
+| --- | --- |
+| `name` | the task's name, as in its plugin; must be given |
+| `modality`, `body_part` | one of these (0008,0060), (0018,0015) |
+| `description`, `kernel` | Series Description (0008,103E), Convolution Kernel (0018,1210) fits one of these patterns; `*` is any text, `?` any character, a pattern without them may stand anywhere, case does not count |
+| `exclude_description`, `exclude_kernel` | … fits none of these |
+| `plane` | acquired in one of `axial`, `coronal`, `sagittal` |
+| `slice_thickness_mm`, `slice_spacing_mm` | `[least, most]` of Slice Thickness (0018,0050), of the distance between positions |
+| `contrast` | whether a contrast agent must be named (0018,0010), or must not |
+| `min_slices`, `max_slices` | number of slices |
+| `exclude_image_type` | no image has one of these in Image Type (0008,0008); `[\"LOCALIZER\"]` unless given |
+| `views.NAME` | for a task over several series of a study: what each view asks beyond the rules above |
 ";
 
 fn row(section: &Section, key: &Key) -> String {

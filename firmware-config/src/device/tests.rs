@@ -68,6 +68,7 @@ fn the_example_holds_with_everything_in_it() {
         .collect();
     let device = parse(&uncommented.replace("mqtt://", "mqtts://")).unwrap();
     assert_eq!(device.threads, Some(4));
+    assert_eq!(device.tasks[0].rules.modality, ["CT"]);
     assert_eq!(device.mqtt.user.as_deref(), Some("scanside-ct-2"));
 }
 
@@ -185,6 +186,8 @@ fn changes_are_sorted_by_when_they_take_effect() {
     assert_eq!(changes.now, ["mqtt.health_interval"]);
     assert_eq!(changes.restart, ["device", "dicom.tls.cert", "dicom.tls.key"]);
     assert_eq!(Device::changes(&old, &old), Changes::default());
+    let new = parse(&format!("{LEAST}[[task]]\nname = \"bleed\"\n")).unwrap();
+    assert_eq!(Device::changes(&old, &new), Changes { now: vec!["task"], restart: vec![] });
 }
 
 /// Nothing that a text editor can do to the file makes reading panic.
