@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::Packet;
+use rumqttc::v5::mqttbytes::v5::{Packet, Publish};
 use rumqttc::v5::{Client, Event, MqttOptions};
 
 /// A message as a subscriber gets it.
@@ -36,37 +36,36 @@ pub struct Subscriber {
 impl Subscriber {
     /// Subscribes with QoS 1 at a broker on this machine; returns once the broker has acknowledged it.
     pub fn new(port: u16, filter: &str) -> Result<Self> {
+        Self::with(port, filter, QoS::AtLeastOnce)
+    }
+
+    /// As [`Self::new`], with QoS 0: it acknowledges nothing, so that a broker that is killed while an acknowledgement is on
+    /// its way does not tear down the connection before what it has sent is read.
+    pub fn silent(port: u16, filter: &str) -> Result<Self> {
+        Self::with(port, filter, QoS::AtMostOnce)
+    }
+
+    fn with(port: u16, filter: &str, qos: QoS) -> Result<Self> {
         // A broker throws out the elder of two clients of one name.
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("subscriber-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let mut options = MqttOptions::new(name, "127.0.0.1", port);
         options.set_max_packet_size(Some(1 << 20)).set_keep_alive(Duration::from_secs(30));
         let (client, mut connection) = Client::new(options, 16);
-        client.subscribe(filter, QoS::AtLeastOnce)?;
+        client.subscribe(filter, qos)?;
         let (tell, messages) = channel();
         let (ready, subscribed) = channel();
         thread::spawn(move || {
-            for event in connection.iter() {
-                match event {
-                    Ok(Event::Incoming(Packet::SubAck(_))) => _ = ready.send(()),
-                    Ok(Event::Incoming(Packet::Publish(p))) => {
-                        let properties = p.properties.unwrap_or_default();
-                        let message = Received {
-                            topic: String::from_utf8_lossy(&p.topic).into_owned(),
-                            payload: p.payload.to_vec(),
-                            qos: p.qos as u8,
-                            retained: p.retain,
-                            content_type: properties.content_type,
-                            expiry: properties.message_expiry_interval,
-                        };
-                        if tell.send(message).is_err() {
-                            return;
-                        }
-                    }
-                    Ok(_) => {}
-                    Err(_) => return,
-                }
+            let take = |event| match event {
+                Event::Incoming(Packet::SubAck(_)) => _ = ready.send(()),
+                Event::Incoming(Packet::Publish(p)) => _ = tell.send(received(p)),
+                _ => {}
+            };
+            while let Some(Ok(event)) = connection.iter().next() {
+                take(event);
             }
+            // What came together with the end: rumqttc tells of the end first.
+            connection.eventloop.state.events.drain(..).for_each(take);
         });
         subscribed
             .recv_timeout(Duration::from_secs(20))
@@ -90,6 +89,18 @@ impl Subscriber {
     /// Everything up to the end of the connection, which somebody else must bring about.
     pub fn rest(&self) -> Vec<Received> {
         self.messages.iter().collect()
+    }
+}
+
+fn received(publish: Publish) -> Received {
+    let properties = publish.properties.unwrap_or_default();
+    Received {
+        topic: String::from_utf8_lossy(&publish.topic).into_owned(),
+        payload: publish.payload.to_vec(),
+        qos: publish.qos as u8,
+        retained: publish.retain,
+        content_type: properties.content_type,
+        expiry: properties.message_expiry_interval,
     }
 }
 

@@ -221,6 +221,10 @@ impl Gate {
                     continue;
                 }
                 let Ok(server) = TcpStream::connect(("127.0.0.1", broker)) else { continue };
+                // It may have been closed, and another broker started, in between.
+                if !gate.load(Ordering::SeqCst) {
+                    continue;
+                }
                 let pairs = [(&client, &server), (&server, &client)];
                 let pairs = pairs.map(|(a, b)| (a.try_clone().unwrap(), b.try_clone().unwrap()));
                 for (mut from, mut to) in pairs {
@@ -297,13 +301,13 @@ fn nothing_is_lost_however_the_broker_ends() {
         "allow_anonymous true\npersistence true\nmax_inflight_messages 0\nmax_queued_messages 0";
     let mut broker = Mosquitto::on(free_port().unwrap(), configuration).unwrap();
     let filter = "scanside/+/+/+/result/#";
-    let mut subscriber = Subscriber::new(broker.port, filter).unwrap();
+    let mut subscriber = Subscriber::silent(broker.port, filter).unwrap();
     let gate = Gate::new(broker.port);
     gate.open.store(true, Ordering::SeqCst);
     let mut running = Running::start(open(&gate.url()), &store);
     let mut consumer = Consumer::default();
 
-    let (mut added, mut kinds) = (0, [0; 5]);
+    let (mut added, mut unheard, mut kinds) = (0, 0, [0; 5]);
     for round in 0..rounds {
         // A few results come while all is well, most in the middle of the trouble, and the next trouble comes while the
         // session works them off.
@@ -333,7 +337,7 @@ fn nothing_is_lost_however_the_broker_ends() {
                 consumer.take(subscriber.rest());
                 come(all, &store, &running.handle);
                 broker.restart(kind == 1).unwrap();
-                subscriber = Subscriber::new(broker.port, filter).unwrap();
+                subscriber = Subscriber::silent(broker.port, filter).unwrap();
                 gate.open.store(true, Ordering::SeqCst);
             }
             // Stalled for longer than an acknowledgement may take; it works off all it has when it goes on.
@@ -350,6 +354,7 @@ fn nothing_is_lost_however_the_broker_ends() {
             }
             // The service itself is started again, with a backlog.
             _ => {
+                unheard += running.handle.status().unheard;
                 running.stop();
                 drop(store);
                 store = self::store(folder.path());
@@ -360,12 +365,15 @@ fn nothing_is_lost_however_the_broker_ends() {
         consumer.take(subscriber.arrived());
     }
     until("an empty outbox", || rows(&store).is_empty());
+    unheard += running.handle.status().unheard;
     running.stop();
+    assert_eq!(unheard, 0, "somebody listens whenever something is published");
     // What was acknowledged is on its way to the subscriber at the latest now.
-    until("all results", || {
+    let start = Instant::now();
+    while (consumer.known.len() as u64) < results && start.elapsed() < SOON {
         consumer.take(subscriber.arrived());
-        consumer.known.len() as u64 == results
-    });
+        sleep(Duration::from_millis(5));
+    }
     let lost: Vec<u64> = (1..=results).filter(|row| !consumer.known.contains(row)).collect();
     println!(
         "{results} results, {rounds} rounds {kinds:?}: {} arrived, {} lost",

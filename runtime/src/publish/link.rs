@@ -41,6 +41,8 @@ struct Flight {
 pub(super) struct Settled {
     /// Rows that the broker has taken.
     pub delivered: Vec<u64>,
+    /// How many of these nobody has subscribed to.
+    pub unheard: u64,
     /// Rows that the broker does not want, and why.
     pub refused: Vec<(u64, String)>,
 }
@@ -189,6 +191,7 @@ impl Link {
                     return Err(End::Lost("the broker acknowledged what was never sent".into()));
                 };
                 if flight.row.is_some() && reason == PubAckReason::NoMatchingSubscribers {
+                    settled.unheard += 1;
                     tracing::warn!(
                         "nobody has subscribed: the broker took a result and has nobody to give it to"
                     );

@@ -83,6 +83,8 @@ pub struct Status {
     pub connections: u64,
     /// Rows acknowledged, in all.
     pub delivered: u64,
+    /// Those of them, in all, that nobody had subscribed to: the broker had nobody to give them to.
+    pub unheard: u64,
     /// Rows that the broker does not take at present.
     pub refused: u64,
     /// What ended the last connection or attempt, or why rows are refused; none while all is well.
@@ -222,9 +224,11 @@ impl<O: Outbox> Session<O> {
             let until = again.map_or(health, |again: Instant| again.min(health));
             match link.wait(self.call(), until).await? {
                 Happened::Settled(settled) => {
+                    let unheard = settled.unheard;
                     let count = drain.settle(settled).await?;
                     self.status(|status| {
                         status.delivered += count;
+                        status.unheard += unheard;
                         status.refused = drain.refused();
                         status.trouble = drain.refusal().map(Into::into);
                     });
@@ -261,8 +265,12 @@ impl<O: Outbox> Session<O> {
         while !link.is_idle() {
             match link.wait(std::future::pending::<()>(), until).await? {
                 Happened::Settled(settled) => {
+                    let unheard = settled.unheard;
                     let count = drain.settle(settled).await?;
-                    self.status(|status| status.delivered += count);
+                    self.status(|status| {
+                        status.delivered += count;
+                        status.unheard += unheard;
+                    });
                 }
                 Happened::Other(()) | Happened::Due => break,
             }
