@@ -99,6 +99,12 @@ impl Device {
         changes
     }
 
+    /// Takes over what needs no restart, as a running service does; what differs still differs afterwards.
+    pub fn reload(&mut self, new: &Self) {
+        self.keys.reload(&new.keys);
+        self.tasks.clone_from(&new.tasks);
+    }
+
     /// Whether DICOM UIDs are published as they are.
     pub fn publishes_plain_uids(&self) -> bool {
         match self.mqtt.uids {

@@ -7,11 +7,13 @@ mod infer;
 mod merge;
 mod outputs;
 mod plugin;
+mod run;
 mod say;
 mod task;
 mod verify;
+mod why;
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -37,6 +39,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Infer(infer::Infer),
+    Run(run::Run),
+    Why(why::Why),
     Merge(merge::Merge),
     Backbone(backbone::Inspect),
     /// Task plugins.
@@ -58,8 +62,7 @@ pub fn run() -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
     };
-    let filter = EnvFilter::try_from_env("SCANSIDE_LOG").unwrap_or_else(|_| EnvFilter::new("off"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    log(&cli.command);
     match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
@@ -70,10 +73,24 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// The log on stderr: the service's always, that of other commands where it is asked for.
+fn log(command: &Command) {
+    let default = if matches!(command, Command::Run(_)) { "info" } else { "off" };
+    let filter = EnvFilter::try_from_env("SCANSIDE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    // journald writes the time itself.
+    if std::env::var_os("JOURNAL_STREAM").is_some() { lines.without_time().init() } else { lines.init() }
+}
+
 impl Command {
     fn run(self) -> Result<(), Fault> {
         match self {
             Self::Infer(command) => command.run(),
+            Self::Run(command) => command.run(),
+            Self::Why(command) => command.run(),
             Self::Merge(command) => command.run(),
             Self::Backbone(command) => command.run(),
             Self::Plugin(command) => command.run(),

@@ -1,8 +1,11 @@
 //! One volume through one task: recipe, engine, labels, provenance.
 //!
 //! Slices are prepared inside the engine's worker threads, each into the buffer that its encoder reads, so nothing of
-//! the size of all slices is ever held.
+//! the size of all slices is ever held. Where the recipe needs only the slice itself, [`LoadedTask::encode`] takes one at
+//! a time, as they arrive, and [`LoadedTask::conclude`] says the same of them, bit for bit, as [`LoadedTask::classify`] of
+//! the volume.
 
+mod compose;
 mod golden;
 
 use std::path::{Path, PathBuf};
@@ -14,20 +17,15 @@ use sha2::{Digest, Sha256};
 
 use crate::Error;
 use crate::backbone::Backbone;
-use crate::engine::{Engine, EngineError, Output};
+use crate::engine::{EncodedSlice, Encoder, Engine, EngineError, Output};
 use crate::plugin::Plugin;
 use crate::recipe::Prepared;
-use crate::result::{
-    Completion, INTENDED_USE, Input, KeySlice, Kind, LabelResult, Provenance, SCHEMA, TaskResult, Trust,
-    result_id, rfc3339,
-};
+use crate::result::{Completion, Kind, TaskResult};
 use crate::tensor::sha256;
 use crate::volume::Volume;
 
+pub use compose::{KEY_SLICES, Scan, SliceName};
 pub use golden::GoldenReport;
-
-/// How many slices a result names.
-pub const KEY_SLICES: usize = 5;
 
 /// A task ready to run.
 pub struct LoadedTask {
@@ -121,6 +119,22 @@ pub struct Context {
     pub device: String,
     /// The present time.
     pub created: SystemTime,
+    /// What kind of result it is to be.
+    pub kind: Kind,
+    /// How it was known that the scan is complete.
+    pub completion: Completion,
+    /// 0, or the number of late slices' revisions before.
+    pub revision: u32,
+    /// The result that it takes the place of.
+    pub replaces: Option<String>,
+}
+
+impl Context {
+    /// For a scan that a person or program named.
+    pub fn given(device: String, created: SystemTime) -> Self {
+        let (kind, completion) = (Kind::Final, Completion::Given);
+        Self { device, created, kind, completion, revision: 0, replaces: None }
+    }
 }
 
 /// What a task says of a volume.
@@ -202,12 +216,49 @@ impl LoadedTask {
             observe(s, out);
         })?;
         let digests = digests.into_inner().unwrap_or_else(PoisonError::into_inner);
-        self.check_finite(prepared.volume(), &output)?;
-        let result = self.result(prepared, context, &output, sha256(digests.as_flattened()));
+        self.said(&Scan::of(prepared), context, output, &digests)
+    }
+
+    /// Prepares and encodes the only slice of `slice`, as a streamable recipe allows.
+    pub fn encode(&self, encoder: &mut Encoder, slice: &Volume) -> Result<Encoded, Error> {
+        let prepared = self.prepare(slice)?;
+        let mut digest = [0; 32];
+        let slice = encoder.encode(|out| {
+            prepared.write_slice(0, out);
+            digest = slice_digest(out);
+        })?;
+        Ok(Encoded { slice, digest })
+    }
+
+    /// Classifies a scan whose slices were encoded one by one, given in the order of `scan`'s.
+    pub fn conclude(
+        &self,
+        scan: &Scan<'_>,
+        slices: &[&Encoded],
+        context: &Context,
+    ) -> Result<Classification, Error> {
+        let parts = |part: &dyn Fn(&Encoded) -> &[f32]| slices.iter().flat_map(|s| part(s)).copied().collect();
+        let embeddings: Vec<f32> = parts(&|s| &s.slice.embedding);
+        let attention: Vec<f32> = parts(&|s| &s.slice.attention);
+        let output = self.engine.pool(embeddings, &attention)?;
+        let digests: Vec<[u8; 32]> = slices.iter().map(|s| s.digest).collect();
+        self.said(scan, context, output, &digests)
+    }
+
+    /// What the engine has found, as a result.
+    fn said(
+        &self,
+        scan: &Scan<'_>,
+        context: &Context,
+        output: Output,
+        digests: &[[u8; 32]],
+    ) -> Result<Classification, Error> {
+        self.check_finite(&scan.source.path, &output)?;
+        let result = self.result(scan, context, &output, sha256(digests.as_flattened()));
         Ok(Classification { result, output })
     }
 
-    fn check_finite(&self, volume: &Volume, output: &Output) -> Result<(), InferError> {
+    fn check_finite(&self, input: &Path, output: &Output) -> Result<(), InferError> {
         let finite = |values: &[f32]| values.iter().all(|x| x.is_finite());
         let what = match (finite(&output.logits), finite(&output.slice_weights)) {
             (true, true) => return Ok(()),
@@ -215,70 +266,17 @@ impl LoadedTask {
             (true, false) => "slice weights",
         };
         let task = self.plugin.manifest.task.name.clone();
-        Err(InferError::NotFinite { task, what, input: volume.source.path.clone() })
+        Err(InferError::NotFinite { task, what, input: input.to_owned() })
     }
+}
 
-    fn result(
-        &self,
-        prepared: &Prepared<'_>,
-        context: &Context,
-        output: &Output,
-        tensor_sha256: String,
-    ) -> TaskResult {
-        let (manifest, volume) = (&self.plugin.manifest, prepared.volume());
-        let source = &volume.source;
-        let (kind, revision) = (Kind::Final, 0);
-        TaskResult {
-            schema: SCHEMA.into(),
-            result_id: result_id(
-                &context.device,
-                &manifest.task.name,
-                &self.plugin_sha256,
-                &source.digest,
-                kind,
-                revision,
-            ),
-            kind,
-            is_final: kind == Kind::Final,
-            revision,
-            replaces: None,
-            created: rfc3339(context.created),
-            intended_use: INTENDED_USE.into(),
-            trust: Trust::Unsigned,
-            device: context.device.clone(),
-            task: manifest.task.clone(),
-            input: Input {
-                kind: source.kind,
-                study_uid: source.study_uid.clone(),
-                series_uid: source.series_uid.clone(),
-                instances: source.instance_count(),
-                digest: source.digest.clone(),
-                completion: Completion::Given,
-            },
-            labels: labels(manifest, &output.logits),
-            key_slices: key_slices(prepared, &output.slice_weights),
-            timings_ms: std::collections::BTreeMap::new(),
-            provenance: self.provenance(tensor_sha256),
-            warnings: warnings(manifest, volume),
-        }
-    }
-
-    fn provenance(&self, tensor_sha256: String) -> Provenance {
-        let manifest = &self.plugin.manifest;
-        let recipe = serde_json::to_vec(&manifest.recipe).expect("plain data serialises");
-        let mut provenance = Provenance {
-            backbone_sha256: manifest.backbone.sha256.clone(),
-            plugin_sha256: self.plugin_sha256.clone(),
-            graph_sha256: self.graph_sha256.clone(),
-            recipe_sha256: sha256(&recipe),
-            tensor_sha256,
-            engine: self.engine.info(),
-            build: concat!("scanside ", env!("CARGO_PKG_VERSION")).into(),
-            digest: String::new(),
-        };
-        provenance.digest = provenance.compute_digest();
-        provenance
-    }
+/// A slice that was prepared and encoded by itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Encoded {
+    /// What the encoder says of it.
+    pub slice: EncodedSlice,
+    /// SHA-256 of what the network was given.
+    pub digest: [u8; 32],
 }
 
 /// SHA-256 of a slice's values, little-endian.
@@ -292,49 +290,4 @@ fn slice_digest(slice: &[f32]) -> [u8; 32] {
         hash.update(&block[..4 * values.len()]);
     }
     hash.finalize().into()
-}
-
-fn labels(manifest: &Manifest, logits: &[f32]) -> Vec<LabelResult> {
-    let probabilities = manifest.activation.probabilities(logits, manifest.temperature);
-    let all = manifest.labels.iter().zip(logits).zip(probabilities);
-    all.map(|((label, &logit), probability)| {
-        let threshold = label.threshold.as_ref().map(|t| t.probability);
-        LabelResult {
-            name: label.name.clone(),
-            logit,
-            probability,
-            threshold,
-            positive: threshold.map(|t| probability >= t),
-        }
-    })
-    .collect()
-}
-
-/// The heaviest slices; of equally heavy ones the first.
-fn key_slices(prepared: &Prepared<'_>, weights: &[f32]) -> Vec<KeySlice> {
-    let mut order: Vec<usize> = (0..weights.len()).collect();
-    order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]));
-    let name = |s: usize| KeySlice {
-        index: prepared.slice_index(s),
-        sop_instance_uid: prepared.instance(s).map(str::to_owned),
-        frame_number: prepared.frame_number(s),
-        weight: weights[s],
-    };
-    order.into_iter().take(KEY_SLICES).map(name).collect()
-}
-
-fn warnings(manifest: &Manifest, volume: &Volume) -> Vec<String> {
-    let mut out = volume.warnings.clone();
-    match &manifest.accepts {
-        Some(accepts) => {
-            let refusals = accepts.refusals(&volume.observed());
-            out.extend(
-                refusals
-                    .into_iter()
-                    .map(|why| format!("the plugin's manifest does not accept this scan: {why}")),
-            );
-        }
-        None => out.push("the plugin's manifest does not say which scans it accepts".into()),
-    }
-    out
 }

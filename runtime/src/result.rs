@@ -129,6 +129,8 @@ pub enum Completion {
     Idle,
     /// Instances still came, but the series had been open for as long as the device lets one be.
     MaxAge,
+    /// It is not: the result is preliminary.
+    Arriving,
 }
 
 impl Completion {
@@ -140,6 +142,7 @@ impl Completion {
             Self::ExpectedCount => "expected_count",
             Self::Idle => "idle",
             Self::MaxAge => "max_age",
+            Self::Arriving => "arriving",
         }
     }
 }

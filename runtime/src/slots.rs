@@ -117,16 +117,32 @@ impl Slots {
         Ok((Installed { path, task: loaded.plugin.manifest.task, sha256 }, report))
     }
 
+    /// The task names and files of the active plugins, by name; the files are not looked into.
+    pub fn active(&self) -> Result<Vec<(String, PathBuf)>, Error> {
+        let mut active = Vec::new();
+        for entry in self.folders()? {
+            let path = entry.path().join(ACTIVE);
+            if path.is_file() {
+                active.push((entry.file_name().to_string_lossy().into_owned(), path));
+            }
+        }
+        active.sort();
+        Ok(active)
+    }
+
+    /// A folder a task; none where nothing was ever installed.
+    fn folders(&self) -> Result<Vec<std::fs::DirEntry>, Error> {
+        let entries = match std::fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.and_then(Iterator::collect),
+        };
+        entries.map_err(|source| SlotError::Io { path: self.folder.clone(), source }.into())
+    }
+
     /// Every task with a plugin, by name.
     pub fn list(&self) -> Result<Vec<Slot>, Error> {
-        let entries = match std::fs::read_dir(&self.folder) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(source) => return Err(SlotError::Io { path: self.folder.clone(), source }.into()),
-        };
         let mut slots = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(|source| SlotError::Io { path: self.folder.clone(), source })?;
+        for entry in self.folders()? {
             let read = |name: &str| {
                 let path = entry.path().join(name);
                 path.is_file().then(|| installed(path))

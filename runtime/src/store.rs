@@ -236,7 +236,6 @@ pub struct Store {
     disk: Arc<dyn Disk>,
     index: Index,
     budget: Arc<Budget>,
-    max_tries: u32,
     spools: AtomicU64,
     /// Instances that are being put, so that two of one UID come one after the other.
     arriving: Mutex<HashSet<(String, String)>>,
@@ -265,6 +264,15 @@ impl Store {
     /// [`StoreError::InUse`] if another process has it open; the others where the machine is at fault.
     pub fn open(folder: &Path, limits: Limits) -> Result<(Self, Recovery), StoreError> {
         Self::open_on(Arc::new(RealDisk), folder, limits)
+    }
+
+    /// Changes the limits from now on; what is stored stays.
+    pub fn set_limits(&self, limits: Limits) {
+        self.budget.set_limits(limits);
+    }
+
+    fn max_tries(&self) -> u32 {
+        self.budget.limits().max_tries.max(1)
     }
 
     /// A new file for an instance that is being received.

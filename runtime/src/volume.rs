@@ -24,7 +24,9 @@ use std::vec;
 use firmware_config::{Observed, Plane};
 use sha2::{Digest, Sha256};
 
-pub use dicom::{Arrangement, DECODABLE_TRANSFER_SYNTAXES, Header, Instance, STORAGE_CLASSES, series_digest};
+pub use dicom::{
+    Arrangement, DECODABLE_TRANSFER_SYNTAXES, FileRead, Header, Instance, STORAGE_CLASSES, series_digest,
+};
 pub use error::VolumeError;
 pub use geometry::Geometry;
 pub use nifti::write_nifti;

@@ -10,7 +10,7 @@ use firmware_config::{Crop, Fit, Intensity, Normalize, Plane, Recipe, SliceSelec
 use runtime::recipe::Prepared;
 use runtime::tensor::sha256;
 use runtime::volume::{
-    Arrangement, AxisCodes, Instance, ReadOptions, Volume, VolumeError, read, series_digest,
+    Arrangement, AxisCodes, FileRead, Instance, ReadOptions, Volume, VolumeError, read, series_digest,
 };
 use tempfile::TempDir;
 use tests::dicom::enhanced::write_enhanced;
@@ -35,18 +35,25 @@ struct Received {
     instances: Vec<Instance>,
     slices: BTreeMap<(String, usize), Volume>,
     digests: Vec<String>,
+    odd: BTreeMap<String, (String, PathBuf)>,
 }
 
 fn receive(folder: &Path) -> Received {
-    let mut received = Received { instances: Vec::new(), slices: BTreeMap::new(), digests: Vec::new() };
+    let mut received = Received {
+        instances: Vec::new(),
+        slices: BTreeMap::new(),
+        digests: Vec::new(),
+        odd: BTreeMap::new(),
+    };
     for path in files(folder) {
         let instance = Instance::open(&path).unwrap();
-        let digest = instance.read_slices(|frame, volume| {
+        let read = instance.read_slices(|frame, volume| {
             received.slices.insert((instance.sop_uid().to_owned(), frame), volume);
         });
-        let digest = digest.unwrap();
+        let FileRead { sha256: digest, odd } = read.unwrap();
         assert_eq!(digest, sha256(&std::fs::read(&path).unwrap()));
         received.digests.push(digest);
+        received.odd.extend(odd.map(|odd| (instance.sop_uid().to_owned(), (odd, path))));
         received.instances.push(instance);
     }
     received
@@ -55,11 +62,13 @@ fn receive(folder: &Path) -> Received {
 /// Arranges a folder slice by slice and compares with the reader of whole series; how many slices stand alone.
 fn compare(folder: &Path) -> usize {
     let whole = read(folder, &ReadOptions::default()).unwrap().remove(0);
-    let Received { instances, slices, digests } = receive(folder);
+    let Received { instances, slices, digests, odd } = receive(folder);
     let arrangement = Arrangement::new(folder, instances).unwrap();
     assert_eq!(arrangement.dims(), whole.dims);
     assert_eq!(*arrangement.geometry(), whole.geometry);
-    assert_eq!(arrangement.warnings(), whole.warnings);
+    let odd = odd.values().map(|(odd, path)| (odd.clone(), path.as_path()));
+    assert_eq!(arrangement.warnings(odd), whole.warnings);
+    let ascending = arrangement.ascending();
     let source = arrangement.source(series_digest(digests));
     assert_eq!(source.digest, whole.source.digest);
     assert_eq!((&source.instances, &source.frames), (&whole.source.instances, &whole.source.frames));
@@ -87,6 +96,7 @@ fn compare(folder: &Path) -> usize {
                     && prepared.frame_number(s).is_none_or(|number| number as usize == frame + 1)
             })
             .unwrap();
+        assert_eq!(ascending[index], k);
         prepared.write_slice(index, &mut expected);
         Prepared::new(slice, &recipe).unwrap().write_slice(0, &mut found);
         assert!(found == expected, "slice {k} prepared");
@@ -174,7 +184,7 @@ fn what_is_no_series_is_refused_as_when_read() {
     let twice = [instances.clone(), instances.clone()].concat();
     let arrangement = Arrangement::new(folder.path(), twice).unwrap();
     assert_eq!((arrangement.dims()[2], arrangement.instances().len()), (6, 6));
-    assert!(arrangement.warnings()[0].starts_with("6 files repeat"));
+    assert!(arrangement.warnings([])[0].starts_with("6 files repeat"));
     let other = TempDir::new().unwrap();
     let options = SeriesOptions { series_uid: "1.2.3".into(), ..SeriesOptions::default() };
     write_series(other.path(), &scan("LPS"), &options).unwrap();

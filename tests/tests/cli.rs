@@ -52,7 +52,7 @@ fn infer_prints_what_the_library_computes() {
     let task = LoadedTask::open(&fixture.graph, &fixture.plugin, 2).unwrap();
     let volume = read(&fixture.scan, &ReadOptions::default()).unwrap().remove(0);
     let prepared = task.prepare(&volume).unwrap();
-    let context = Context { device: "ct-2".into(), created: SystemTime::UNIX_EPOCH };
+    let context = Context::given("ct-2".into(), SystemTime::UNIX_EPOCH);
     let expected = task.classify(&prepared, &context, &|_, _| ()).unwrap();
     // Through JSON too: its reader may round the last digit of an f64 otherwise.
     let reread: TaskResult = serde_json::from_str(&expected.result.to_json()).unwrap();
@@ -82,7 +82,7 @@ fn key_slices_are_the_heaviest_in_order() {
     let task = LoadedTask::open(&fixture.graph, &fixture.plugin, 1).unwrap();
     let volume = read(&fixture.scan, &ReadOptions::default()).unwrap().remove(0);
     let prepared = task.prepare(&volume).unwrap();
-    let context = Context { device: String::new(), created: SystemTime::UNIX_EPOCH };
+    let context = Context::given(String::new(), SystemTime::UNIX_EPOCH);
     let weights = task.classify(&prepared, &context, &|_, _| ()).unwrap().output.slice_weights;
     assert_eq!(weights.len(), 9);
     let found: Vec<f32> = result.key_slices.iter().map(|k| k.weight).collect();

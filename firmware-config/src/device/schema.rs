@@ -104,6 +104,14 @@ macro_rules! section {
                 })
             }
 
+            /// Takes over the values that need no restart.
+            pub(super) fn reload(&mut self, new: &Self) {
+                $(if section!(@when $when) {
+                    self.$field.clone_from(&new.$field);
+                })+
+                $(self.$sub.reload(&new.$sub);)*
+            }
+
             /// The keys whose values differ.
             pub(super) fn differing(&self, other: &Self, all: &mut Vec<&'static Key>) {
                 let same = [$(self.$field == other.$field),+];

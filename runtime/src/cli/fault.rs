@@ -8,6 +8,7 @@ use runtime::graph::GraphError;
 use runtime::plugin::PluginError;
 use runtime::publish::PublishError;
 use runtime::report::ReportError;
+use runtime::service::ServiceError;
 use runtime::tensor::TensorError;
 use runtime::volume::VolumeError;
 
@@ -17,6 +18,9 @@ pub enum Fault {
     /// The library's word.
     #[error(transparent)]
     Runtime(#[from] runtime::Error),
+    /// The service's word.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
     /// The arguments ask for something that cannot be, in a way that clap cannot see.
     #[error("{0}")]
     Usage(String),
@@ -91,6 +95,7 @@ impl Fault {
     pub fn is_bad_input(&self) -> bool {
         match self {
             Self::Runtime(error) => error.is_bad_input(),
+            Self::Service(error) => error.is_bad_input(),
             Self::Usage(_) | Self::File { .. } | Self::Series { .. } => true,
             Self::Io { source, .. } => runtime::files::names_no_file(source),
             Self::Differs(_) | Self::Stdout(_) => false,

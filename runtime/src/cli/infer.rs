@@ -106,7 +106,7 @@ impl Infer {
     }
 
     fn one(&self, task: &LoadedTask, volume: &Volume, device: &TopicLevel) -> Result<TaskResult, Fault> {
-        let context = Context { device: device.as_str().into(), created: SystemTime::now() };
+        let context = Context::given(device.as_str().into(), SystemTime::now());
         let (prepared, prepare) = timed(|| Ok(task.prepare(volume)?))?;
         let bar = progress(prepared.slices());
         let (classified, encode) = timed(|| {

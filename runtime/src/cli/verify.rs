@@ -52,7 +52,7 @@ impl Verify {
             let digest = &claimed.input.digest;
             return Err(Fault::Differs(format!("{found}, but the result was computed from {digest}")));
         };
-        let context = Context { device: claimed.device.clone(), created: SystemTime::now() };
+        let context = Context::given(claimed.device.clone(), SystemTime::now());
         let prepared = task.prepare(&volume)?;
         let again = task.classify(&prepared, &context, &|_, _| {})?.result;
         let differences = differences(&claimed, &again, self.tolerance);

@@ -135,6 +135,11 @@ impl Assembly {
         this
     }
 
+    /// Changes what counts from now on, for open series too.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
+    }
+
     /// Takes note of an event; the series that are complete now, in the order in which they became so.
     #[must_use]
     pub fn on(&mut self, event: Event) -> Vec<Complete> {

@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -148,7 +148,8 @@ pub struct Listener<R: Receiver> {
 }
 
 struct Shared<R> {
-    options: Options,
+    /// Those of the connections to come; each keeps the ones that it began with.
+    options: RwLock<Arc<Options>>,
     receiver: Arc<R>,
     state: Mutex<State>,
     changed: Condvar,
@@ -175,6 +176,7 @@ impl<R: Receiver> Listener<R> {
         let socket = TcpListener::bind(options.listen).map_err(bind)?;
         let address = socket.local_addr().map_err(bind)?;
         let accepting = socket.try_clone().map_err(bind)?;
+        let options = RwLock::new(Arc::new(options));
         let shared = Arc::new(Shared { options, receiver, state: Mutex::default(), changed: Condvar::new() });
         let thread = thread::Builder::new()
             .name("dicom".into())
@@ -195,6 +197,18 @@ impl<R: Receiver> Listener<R> {
     /// How many associations run at present.
     pub fn associations(&self) -> usize {
         self.shared.state().associations
+    }
+
+    /// Changes what holds for connections from now on; the address and TLS stay as they are.
+    ///
+    /// # Errors
+    /// [`ListenError::Option`] for options against their own rules; the old ones then stay.
+    pub fn set_options(&self, options: Options) -> Result<(), ListenError> {
+        options.validate()?;
+        let mut current = self.shared.options.write().unwrap_or_else(PoisonError::into_inner);
+        let Options { listen, tls, .. } = &**current;
+        *current = Arc::new(Options { listen: *listen, tls: tls.clone(), ..options });
+        Ok(())
     }
 
     /// Accepts nothing more, lets associations run for `grace` and then aborts them. Returns how many were aborted.
@@ -249,11 +263,12 @@ fn accept<R: Receiver>(shared: &Arc<Shared<R>>, listener: &TcpListener) {
             }
         };
         let address = peer.ip();
-        if !shared.options.peers.is_empty() && !shared.options.peers.iter().any(|n| n.contains(address)) {
+        let options = shared.options();
+        if !options.peers.is_empty() && !options.peers.iter().any(|n| n.contains(address)) {
             tracing::warn!(%address, "closed a connection from outside the allowed networks");
             continue;
         }
-        let Some(place) = Place::take(shared, &socket) else {
+        let Some(place) = Place::take(shared, options, &socket) else {
             tracing::warn!(%address, "closed a connection because too many are waiting for an association");
             continue;
         };
@@ -267,6 +282,10 @@ fn accept<R: Receiver>(shared: &Arc<Shared<R>>, listener: &TcpListener) {
 }
 
 impl<R> Shared<R> {
+    fn options(&self) -> Arc<Options> {
+        self.options.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -298,29 +317,30 @@ impl<R> Shared<R> {
 /// A connection's place among those that are served, given back when dropped.
 struct Place<R: Receiver> {
     shared: Arc<Shared<R>>,
+    options: Arc<Options>,
     number: u64,
     associated: bool,
 }
 
 impl<R: Receiver> Place<R> {
     /// `None` if too many connections are no associations yet.
-    fn take(shared: &Arc<Shared<R>>, socket: &TcpStream) -> Option<Self> {
+    fn take(shared: &Arc<Shared<R>>, options: Arc<Options>, socket: &TcpStream) -> Option<Self> {
         let socket = socket.try_clone().ok()?;
         let mut state = shared.state();
-        if state.connections.len() - state.associations >= shared.options.max_handshakes {
+        if state.connections.len() - state.associations >= options.max_handshakes {
             return None;
         }
         state.last += 1;
         let number = state.last;
         state.connections.insert(number, socket);
         drop(state);
-        Some(Self { shared: shared.clone(), number, associated: false })
+        Some(Self { shared: shared.clone(), options, number, associated: false })
     }
 
     /// Makes it an association; false if there are as many as there may be.
     fn associate(&mut self) -> bool {
         let mut state = self.shared.state();
-        if state.associations >= self.shared.options.max_associations {
+        if state.associations >= self.options.max_associations {
             return false;
         }
         state.associations += 1;

@@ -14,6 +14,8 @@ use firmware_config::{Accepts, Pattern, Plane, Rules};
 pub use observed::ObservedSeries;
 pub use study::{StudyDecision, decide_study};
 
+use crate::volume::Header;
+
 /// What one rule asked for, and what it found.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Reason {
@@ -95,6 +97,21 @@ pub fn decide(
     }
     decision.accepted = decision.reasons.iter().all(|reason| reason.passed);
     decision
+}
+
+/// Whether `task` may take the series that an image belongs to, by that image alone: what only the whole series can say
+/// is not asked.
+pub fn may_accept(accepts: Option<&Accepts>, rules: Option<&Rules>, image: &Header) -> bool {
+    let Some(series) = ObservedSeries::from_headers(std::slice::from_ref(image)) else { return false };
+    let accepts = accepts.map(|accepts| Accepts { min_slices: None, slice_spacing_mm: None, ..accepts.clone() });
+    let rules = rules.map(|rules| Rules {
+        min_slices: None,
+        max_slices: None,
+        slice_spacing_mm: None,
+        views: BTreeMap::new(),
+        ..rules.clone()
+    });
+    decide("", accepts.as_ref(), rules.as_ref(), &series).accepted
 }
 
 fn reason(rule: &str, expected: String, found: String, passed: bool) -> Reason {

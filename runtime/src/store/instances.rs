@@ -116,6 +116,11 @@ impl Store {
         self.index.read(|txn| self.list(&txn.open_table(INSTANCES)?, series_uid, u32::MAX))
     }
 
+    /// The file of an instance, whether it is stored or not.
+    pub fn instance_path(&self, series_uid: &str, sop_uid: &str) -> PathBuf {
+        self.place_of(series_uid, sop_uid).1
+    }
+
     /// As [`Store::instances`], those with a sequence number below `end`.
     pub(super) fn list(
         &self,

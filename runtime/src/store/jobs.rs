@@ -61,7 +61,7 @@ impl Store {
         };
         let job = self.index.write(|txn| {
             let mut job = job_row(txn, id)?;
-            if !job.quarantined && job.tries >= self.max_tries {
+            if !job.quarantined && job.tries >= self.max_tries() {
                 let before =
                     job.reason.map_or(String::new(), |reason| format!("; an earlier one failed: {reason}"));
                 job.reason = Some(format!("none of {} tries came to an end{before}", job.tries));
@@ -123,7 +123,7 @@ impl Store {
         let failure = self.index.write(|txn| {
             let mut failed = job_row(txn, job)?;
             failed.reason = Some(reason.to_owned());
-            let is_last = failed.quarantined || failed.tries >= self.max_tries;
+            let is_last = failed.quarantined || failed.tries >= self.max_tries();
             if is_last {
                 quarantine(txn, job, &mut failed, now)?;
             }

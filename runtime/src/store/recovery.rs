@@ -64,7 +64,6 @@ impl Store {
             folder: folder.to_owned(),
             disk,
             index,
-            max_tries: limits.max_tries.max(1),
             spools: AtomicU64::new(0),
             arriving: Mutex::new(HashSet::new()),
             arrived: Condvar::new(),

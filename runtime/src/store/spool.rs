@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::disk::{Disk, DiskFile};
@@ -16,7 +16,7 @@ const ASK_EVERY: u64 = 1 << 20;
 pub(super) struct Budget {
     pub folder: PathBuf,
     pub disk: Arc<dyn Disk>,
-    pub limits: Limits,
+    limits: RwLock<Limits>,
     /// Bytes of the instances in the index.
     pub stored: AtomicU64,
     /// Bytes written to spools, or to files that are not yet in the index.
@@ -26,7 +26,15 @@ pub(super) struct Budget {
 impl Budget {
     pub fn new(folder: &Path, disk: Arc<dyn Disk>, limits: Limits) -> Self {
         let (stored, arriving) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { folder: folder.to_owned(), disk, limits, stored, arriving }
+        Self { folder: folder.to_owned(), disk, limits: RwLock::new(limits), stored, arriving }
+    }
+
+    pub fn limits(&self) -> Limits {
+        *self.limits.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set_limits(&self, limits: Limits) {
+        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     /// Bytes of all instances, those that are still arriving among them.
@@ -40,7 +48,7 @@ impl Budget {
 
     /// Whether `used` bytes are within the limit, and, where it is asked, whether enough stays free.
     fn check(&self, used: u64, ask: bool) -> Result<(), StoreError> {
-        let Limits { max_bytes: max, min_free_bytes: min_free, .. } = self.limits;
+        let Limits { max_bytes: max, min_free_bytes: min_free, .. } = self.limits();
         if !ask && used <= max {
             return Ok(());
         }

@@ -35,7 +35,7 @@ use super::{Volume, VolumeError};
 pub use header::Header;
 use instance::Content;
 
-pub use instance::{Instance, STORAGE_CLASSES};
+pub use instance::{FileRead, Instance, STORAGE_CLASSES};
 pub use series::{Arrangement, series_digest};
 pub use syntax::DECODABLE_TRANSFER_SYNTAXES;
 

@@ -11,12 +11,12 @@ use super::command::{C_CANCEL_RQ, C_ECHO_RQ, C_STORE_RQ, Command, MAX_COMMAND};
 use super::message::Message;
 use super::negotiation::{Context, MAX_REQUEST, busy, negotiate};
 use super::wire::{Broken, LINGER, Wire};
-use super::{End, Place, Receiver, Refusal, Shared, Status};
+use super::{End, Options, Place, Receiver, Refusal, Shared, Status};
 
 /// Serves a connection that was accepted at `started`.
 pub(super) fn serve<R: Receiver>(mut place: Place<R>, socket: TcpStream, peer: IpAddr, started: Instant) {
     let shared = place.shared.clone();
-    let options = &shared.options;
+    let options = place.options.clone();
     let handshake = started + options.handshake;
     let Ok(mut wire) = Wire::new(socket, options.tls.as_ref(), handshake) else { return };
     let request = match wire.receive(MAX_REQUEST) {
@@ -32,7 +32,7 @@ pub(super) fn serve<R: Receiver>(mut place: Place<R>, socket: TcpStream, peer: I
         }
     };
     let (calling, called) = (request.calling_ae_title.clone(), request.called_ae_title.clone());
-    let agreed = negotiate(request, options)
+    let agreed = negotiate(request, &options)
         .and_then(|agreed| if place.associate() { Ok(agreed) } else { Err(busy()) });
     let agreed = match agreed {
         Ok(agreed) => agreed,
@@ -54,6 +54,7 @@ pub(super) fn serve<R: Receiver>(mut place: Place<R>, socket: TcpStream, peer: I
     let mut ended = Ended { receiver: shared.receiver.clone(), association: number, how: End::Lost };
     let association = Association {
         shared: &shared,
+        options: &options,
         wire,
         number,
         contexts: agreed.contexts,
@@ -98,6 +99,7 @@ fn goodbye(mut wire: Wire, until: Instant, reason: AbortRQServiceProviderReason)
 
 struct Association<'a, R: Receiver> {
     shared: &'a Shared<R>,
+    options: &'a Options,
     wire: Wire,
     number: u64,
     contexts: BTreeMap<u8, Context>,
@@ -151,7 +153,7 @@ impl<R: Receiver> Association<'_, R> {
             return Err(Stop::Wire(Broken::Lost));
         }
         self.give_time();
-        match self.wire.receive(self.shared.options.max_pdu).map_err(Stop::Wire)? {
+        match self.wire.receive(self.options.max_pdu).map_err(Stop::Wire)? {
             Pdu::PData { data } => data.into_iter().try_for_each(|value| self.value(value)),
             Pdu::ReleaseRQ if self.message.is_none() && self.command.1.is_empty() => {
                 self.wire.send(&Pdu::ReleaseRP).map_err(Stop::Wire)?;
@@ -165,7 +167,7 @@ impl<R: Receiver> Association<'_, R> {
 
     /// For the next whole PDU, or for an answer.
     fn give_time(&mut self) {
-        let idle = Instant::now() + self.shared.options.idle;
+        let idle = Instant::now() + self.options.idle;
         self.wire.until(idle.min(self.deadline));
     }
 
@@ -192,13 +194,13 @@ impl<R: Receiver> Association<'_, R> {
             }
             PDataValueType::Data => {
                 self.bytes = self.bytes.saturating_add(data.len() as u64);
-                if self.bytes > self.shared.options.max_association_bytes {
+                if self.bytes > self.options.max_association_bytes {
                     return Err(Stop::Abort(Reason::ReasonNotSpecified));
                 }
                 let Some(message) = self.message.as_mut().filter(|message| message.context == id) else {
                     return Err(Stop::Abort(Reason::UnexpectedPduParameter));
                 };
-                message.write(&data, &self.shared.options);
+                message.write(&data, self.options);
                 if is_last && let Some(message) = self.message.take() {
                     return self.end(message);
                 }
@@ -209,7 +211,7 @@ impl<R: Receiver> Association<'_, R> {
 
     /// A command is whole.
     fn begin(&mut self, id: u8, command: Command) -> Result<(), Stop> {
-        let Shared { options, receiver, .. } = self.shared;
+        let (options, receiver) = (self.options, &self.shared.receiver);
         let Some(context) = self.contexts.get(&id) else { return Ok(()) };
         let message = match command.field {
             // Nothing here takes long enough to be cancelled.

@@ -103,6 +103,15 @@ pub struct Instance {
     pub(super) frames: Vec<Frame>,
 }
 
+/// A file that was read to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileRead {
+    /// SHA-256 of its bytes, lower-case hexadecimal.
+    pub sha256: String,
+    /// What is odd about it, as the beginning of a sentence that ends with where.
+    pub odd: Option<String>,
+}
+
 /// What a DICOM file holds.
 pub(super) enum Content {
     Image(Box<Instance>),
@@ -158,28 +167,15 @@ impl Instance {
     }
 
     /// Reads every slice as a volume of its own, as if the series consisted of it alone, and hands it to `each` with its
-    /// index among the file's frames. Returns the SHA-256 of the file, in lower-case hexadecimal.
+    /// index among the file's frames.
     ///
     /// The voxels are those of the slice within its series, bit for bit, and so are the steps along rows and columns,
     /// wherever [`super::Arrangement::stands_alone`] says so. The third step is along the slice's normal by its thickness,
-    /// or 1 mm; warnings are about the pixels only.
-    pub fn read_slices(&self, mut each: impl FnMut(usize, Volume)) -> Result<String, VolumeError> {
-        let mut slices = Vec::new();
-        // What is odd about the file is known after its last frame, so that one is given out last.
-        let (odd, digest) = self.read_frames(
-            |n| self.own_mirror(n),
-            |n, voxels| {
-                if let Some((n, volume)) = slices.pop() {
-                    each(n, volume);
-                }
-                slices.push((n, self.slice(n, voxels)));
-            },
-        )?;
-        for (n, mut volume) in slices {
-            volume.warnings.extend(odd.iter().map(|odd| format!("{odd} in {}", name(&self.path))));
-            each(n, volume);
-        }
-        Ok(digest)
+    /// or 1 mm.
+    pub fn read_slices(&self, mut each: impl FnMut(usize, Volume)) -> Result<FileRead, VolumeError> {
+        let mirror = |n: usize| self.own_mirror(n);
+        let (odd, sha256) = self.read_frames(mirror, |n, voxels| each(n, self.slice(n, voxels)))?;
+        Ok(FileRead { sha256, odd })
     }
 
     /// A slice as a volume; its digest is that of no series and left empty.

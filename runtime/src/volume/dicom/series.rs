@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use firmware_config::Observed;
+
 use super::frame::{Frame, KINDS};
 use super::instance::Instance;
 use super::{attributes, name};
@@ -94,12 +96,24 @@ impl Arrangement {
         &self.geometry
     }
 
-    /// What a reader should know of the headers, a sentence each; reading the pixels may add to it.
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
+    /// What a reader should know, a sentence each. `odd` is what was found while the files were read
+    /// ([`super::FileRead::odd`]), in the order of [`Self::instances`].
+    pub fn warnings<'a>(&self, odd: impl IntoIterator<Item = (String, &'a Path)>) -> Vec<String> {
+        let mut files: Vec<(String, &Path, usize)> = Vec::new();
+        for (found, path) in odd {
+            match files.iter_mut().find(|(text, ..)| *text == found) {
+                Some((_, _, files)) => *files += 1,
+                None => files.push((found, path, 1)),
+            }
+        }
+        let told = files.into_iter().map(|(text, first, files)| match files {
+            1 => format!("{text} in {}", name(first)),
+            n => format!("{text} in {n} files, the first is {}", name(first)),
+        });
+        self.warnings.iter().cloned().chain(told).collect()
     }
 
-    /// The instances that the slices come from, without those that repeat another, in no particular order.
+    /// The instances that the slices come from, without those that repeat another, by SOP Instance UID.
     pub fn instances(&self) -> &[Instance] {
         &self.instances
     }
@@ -107,6 +121,27 @@ impl Arrangement {
     /// The slices along the third axis: of which instance, and which of its frames, from 0.
     pub fn slices(&self) -> impl ExactSizeIterator<Item = (&Instance, usize)> {
         self.order.iter().map(|&(instance, frame)| (&self.instances[instance], frame))
+    }
+
+    /// The indices of the slices along the third axis in the order in which a recipe in the plane of acquisition shows them:
+    /// ascending along the patient axis across that plane.
+    pub fn ascending(&self) -> Vec<usize> {
+        let map = self.geometry.reorientation();
+        let flip = (0..3).any(|r| map.axis[r] == 2 && map.flip[r]);
+        let slices = 0..self.order.len();
+        if flip { slices.rev().collect() } else { slices.collect() }
+    }
+
+    /// What a plugin's `accepts` is compared with, as for the volume.
+    pub fn observed(&self) -> Observed {
+        let (first, geometry) = (&self.instances[self.order[0].0], &self.geometry);
+        Observed {
+            modality: first.modality.clone(),
+            body_part: first.body_part.clone(),
+            plane: geometry.plane(),
+            slice_spacing_mm: geometry.spacing()[2],
+            slices: self.order.len(),
+        }
     }
 
     /// Whether slice `k` along the third axis, read by itself ([`Instance::read_slices`]), has the same voxels and the same
@@ -168,7 +203,7 @@ impl Arrangement {
             places[instance][frame] = k;
         }
         let mut digests = Vec::with_capacity(self.instances.len());
-        let mut odd: Vec<(String, String, usize)> = Vec::new();
+        let mut odd = Vec::new();
         for (instance, places) in self.instances.iter().zip(&places) {
             let (found, digest) = instance.read_frames(
                 |_| self.mirror,
@@ -177,19 +212,10 @@ impl Arrangement {
                     voxels[start..start + pixels].copy_from_slice(slice);
                 },
             )?;
-            if let Some(found) = found {
-                match odd.iter_mut().find(|(text, ..)| *text == found) {
-                    Some((_, _, files)) => *files += 1,
-                    None => odd.push((found, name(&instance.path), 1)),
-                }
-            }
+            odd.extend(found.map(|found| (found, instance.path.as_path())));
             digests.push(digest);
         }
-        let mut warnings = self.warnings.clone();
-        warnings.extend(odd.into_iter().map(|(text, file, files)| match files {
-            1 => format!("{text} in {file}"),
-            n => format!("{text} in {n} files, the first is {file}"),
-        }));
+        let warnings = self.warnings(odd);
         let source = self.source(series_digest(digests));
         Ok(Volume { dims, voxels, geometry: self.geometry, source, warnings })
     }

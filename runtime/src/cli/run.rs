@@ -1,0 +1,91 @@
+//! `scanside run`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use firmware_config::device::Device;
+use runtime::service::Service;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{Fault, config, say};
+
+/// The service: receive series by DICOM, classify them, publish the results. SIGHUP reads the configuration again, SIGTERM
+/// ends it in order.
+#[derive(Args)]
+pub struct Run {
+    /// The configuration.
+    #[arg(long, value_name = "device.toml")]
+    config: PathBuf,
+}
+
+/// The job in hand is given so long at the end of the service; systemd kills after 90 s.
+const GRACE: Duration = Duration::from_mins(1);
+
+impl Run {
+    pub fn run(self) -> Result<(), Fault> {
+        let device = config::load(&self.config)?;
+        for caution in device.cautions() {
+            tracing::warn!("{caution}");
+        }
+        let executor = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let executor = executor.map_err(|source| Fault::Io {
+            what: "start the signal handling of",
+            path: "scanside".into(),
+            source,
+        })?;
+        executor.block_on(async {
+            // Before anything runs: a signal that comes early must not end the process half-way.
+            let mut signals = Signals::new()?;
+            let mut service = Service::start(device)?;
+            if let Some(address) = service.address() {
+                let title = &service.device().dicom.ae_title;
+                say::message(&format!("scanside: listening for DICOM on {address} as {}", title.as_str()));
+            }
+            loop {
+                tokio::select! {
+                    _ = signals.hangup.recv() => self.reload(&mut service),
+                    _ = signals.terminate.recv() => break,
+                    _ = signals.interrupt.recv() => break,
+                }
+            }
+            tracing::info!("the service ends");
+            service.stop(GRACE);
+            Ok(())
+        })
+    }
+
+    /// A configuration with a mistake changes nothing.
+    fn reload(&self, service: &mut Service) {
+        let outcome = config::load(&self.config)
+            .and_then(|device: Device| service.reload(&device).map_err(Fault::from));
+        match outcome {
+            Ok(changes) => {
+                tracing::info!(now = ?changes.now, "configuration read again");
+                for key in changes.restart {
+                    tracing::warn!(key, "the change waits for a restart");
+                }
+            }
+            Err(fault) => tracing::error!(reason = fault.sentence(), "the configuration was not taken over"),
+        }
+    }
+}
+
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Fault> {
+        let of = |kind| {
+            signal(kind).map_err(|source| Fault::Io { what: "watch signals in", path: "scanside".into(), source })
+        };
+        Ok(Self {
+            hangup: of(SignalKind::hangup())?,
+            terminate: of(SignalKind::terminate())?,
+            interrupt: of(SignalKind::interrupt())?,
+        })
+    }
+}

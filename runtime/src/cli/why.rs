@@ -1,0 +1,108 @@
+//! `scanside why`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::Args;
+use runtime::ingest::rules::{Decision, ObservedSeries, decide};
+use runtime::plugin::Plugin;
+use runtime::slots::Slots;
+use runtime::volume::{Header, VolumeError};
+
+use super::{Fault, config, say};
+
+/// Tell for each task on this device which rule takes or refuses a series, and on what value.
+#[derive(Args)]
+pub struct Why {
+    /// The series: a DICOM file, or a folder with one series or several.
+    series: PathBuf,
+    /// The service's configuration.
+    #[arg(long, value_name = "device.toml")]
+    config: PathBuf,
+    /// One line of JSON a series and task instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Why {
+    pub fn run(self) -> Result<(), Fault> {
+        let device = config::load(&self.config)?;
+        let mut plugins = Vec::new();
+        for (_, path) in Slots::new(&device.data_dir).active()? {
+            plugins.push(Plugin::read(&path)?.0.manifest);
+        }
+        if plugins.is_empty() {
+            return Err(Fault::Usage(format!(
+                "no task runs on this device ({} has no active plugin); install one with `scanside plugin install` \
+                 and `scanside plugin activate`",
+                device.data_dir.display()
+            )));
+        }
+        for series in self.series()? {
+            if !self.json {
+                say::line(&describe(&series))?;
+            }
+            for manifest in &plugins {
+                let name = &manifest.task.name;
+                let rules = device.tasks.iter().find(|task| task.name == *name).map(|task| &task.rules);
+                let decision = decide(name, manifest.accepts.as_ref(), rules, &series);
+                if self.json {
+                    let line = serde_json::json!({ "series_uid": series.series_uid, "decision": decision });
+                    say::line(&line.to_string())?;
+                } else {
+                    say::line(&explain(&decision))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the headers say, series by series.
+    fn series(&self) -> Result<Vec<ObservedSeries>, Fault> {
+        let io = |source| Fault::Io { what: "read", path: self.series.clone(), source };
+        let mut files = vec![self.series.clone()];
+        if std::fs::metadata(&self.series).map_err(io)?.is_dir() {
+            let entries = std::fs::read_dir(&self.series).and_then(|all| all.collect::<Result<Vec<_>, _>>());
+            files = entries.map_err(io)?.into_iter().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+            files.sort();
+        }
+        let mut by_series: BTreeMap<String, Vec<Header>> = BTreeMap::new();
+        for path in &files {
+            match Header::read(path) {
+                Ok(header) if header.is_image => {
+                    by_series.entry(header.series_uid.clone().unwrap_or_default()).or_default().push(header);
+                }
+                Ok(_) => {}
+                // Other files may lie in a folder.
+                Err(VolumeError::Format { .. }) if files.len() > 1 => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let series: Vec<_> =
+            by_series.values().filter_map(|headers| ObservedSeries::from_headers(headers)).collect();
+        if series.is_empty() {
+            let problem = "holds no DICOM image; give a DICOM file or a folder with a series".into();
+            return Err(Fault::File { path: self.series.clone(), problem });
+        }
+        Ok(series)
+    }
+}
+
+fn describe(series: &ObservedSeries) -> String {
+    let modality = if series.modality.is_empty() { "no modality".into() } else { series.modality.join(" and ") };
+    format!("series {} ({modality}, {} slices)", series.series_uid, series.slices)
+}
+
+fn explain(decision: &Decision) -> String {
+    let verdict = if decision.accepted { "takes it" } else { "does not take it" };
+    let mut text = format!("  {} {verdict}", decision.task);
+    let mut tell = |indent: &str, reason: &runtime::ingest::rules::Reason| {
+        let mark = if reason.passed { "ok  " } else { "NO  " };
+        text += &format!("\n{indent}{mark}{}: asks for {}, found {}", reason.rule, reason.expected, reason.found);
+    };
+    decision.reasons.iter().for_each(|reason| tell("    ", reason));
+    for reasons in decision.views.values() {
+        reasons.iter().for_each(|reason| tell("      ", reason));
+    }
+    text
+}

@@ -1,0 +1,130 @@
+//! What the parts of the service share.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use firmware_config::TopicLevel;
+
+use super::clock::Clock;
+use super::early::Early;
+use super::tasks::Tasks;
+use crate::infer::Context;
+use crate::publish::Message;
+use crate::publish::session::Handle;
+use crate::result::{Completion, DeviceKey, Kind, TaskResult, UidForm, rfc3339};
+use crate::store::{JobId, Store};
+
+/// What the parts of the service share.
+pub(super) struct Core {
+    pub site: TopicLevel,
+    pub device: TopicLevel,
+    /// With which UIDs are hashed; none where they are published as they are.
+    pub key: Option<DeviceKey>,
+    pub store: Arc<Store>,
+    pub tasks: Tasks,
+    pub early: Early,
+    pub clock: Clock,
+    /// Whether preliminary results are published.
+    pub preliminary: AtomicBool,
+    pub totals: Mutex<Totals>,
+    /// The connection to the broker, once it is made.
+    pub session: OnceLock<Handle>,
+    pub queue: Queue,
+    /// The last quarter of which a preliminary result was published, by series and plugin.
+    pub quarters: Mutex<BTreeMap<(String, String), u32>>,
+}
+
+/// What has happened since the start, in numbers.
+#[derive(Debug, Clone, Default)]
+pub struct Totals {
+    /// Instances stored.
+    pub instances: u64,
+    /// Instances that the store had already.
+    pub duplicates: u64,
+    /// Instances refused.
+    pub refused: u64,
+    /// Results by kind.
+    pub results: BTreeMap<&'static str, u64>,
+    /// Classifications by task: their number, and how long they took after the series was complete, in s.
+    pub classified: BTreeMap<String, (u64, f64)>,
+    /// Tries of jobs that failed.
+    pub failures: u64,
+    /// The task of the last final result, and when it was made.
+    pub last: Option<(String, String)>,
+}
+
+impl Core {
+    pub fn totals(&self) -> MutexGuard<'_, Totals> {
+        locked(&self.totals)
+    }
+
+    /// For results of kind final and not preliminary, unless changed.
+    pub fn context(&self, completion: Completion) -> Context {
+        let mut context = Context::given(self.device.as_str().to_owned(), SystemTime::now());
+        context.completion = completion;
+        context
+    }
+
+    /// The result as the broker is to get it; counted as made.
+    pub fn message(&self, result: &TaskResult) -> Message {
+        let mut totals = self.totals();
+        *totals.results.entry(result.kind.as_str()).or_default() += 1;
+        if result.kind == Kind::Final {
+            totals.last = Some((result.task.name.clone(), rfc3339(SystemTime::now())));
+        }
+        drop(totals);
+        let uids = self.key.as_ref().map_or(UidForm::Plain, UidForm::Hashed);
+        Message::result(result, &self.site, &self.device, uids)
+    }
+
+    /// The outbox has something new.
+    pub fn wake_session(&self) {
+        if let Some(session) = self.session.get() {
+            session.wake();
+        }
+    }
+}
+
+/// Tells the thread that works on jobs that there is one, or that it is to end.
+#[derive(Default)]
+pub(super) struct Queue {
+    called: Mutex<bool>,
+    /// The job that is worked on.
+    pub in_hand: Mutex<Option<JobId>>,
+    changed: Condvar,
+    stopping: AtomicBool,
+}
+
+impl Queue {
+    pub fn call(&self) {
+        *locked(&self.called) = true;
+        self.changed.notify_all();
+    }
+
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.call();
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Until it is called, or `most` has passed.
+    pub fn wait(&self, most: Duration) {
+        let waited = self.changed.wait_timeout_while(locked(&self.called), most, |called| !*called);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
+    }
+
+    /// Until it is to end, or `most` has passed.
+    pub fn pause(&self, most: Duration) {
+        let waited = self.changed.wait_timeout_while(locked(&self.called), most, |_| !self.is_stopping());
+        drop(waited);
+    }
+}
+
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
