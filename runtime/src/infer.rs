@@ -237,7 +237,8 @@ impl LoadedTask {
         slices: &[&Encoded],
         context: &Context,
     ) -> Result<Classification, Error> {
-        let parts = |part: &dyn Fn(&Encoded) -> &[f32]| slices.iter().flat_map(|s| part(s)).copied().collect();
+        let parts =
+            |part: &dyn Fn(&Encoded) -> &[f32]| slices.iter().flat_map(|s| part(s)).copied().collect();
         let embeddings: Vec<f32> = parts(&|s| &s.slice.embedding);
         let attention: Vec<f32> = parts(&|s| &s.slice.attention);
         let output = self.engine.pool(embeddings, &attention)?;

@@ -32,12 +32,12 @@ use firmware_config::device::{self, Changes, Device, Timeout};
 
 use self::assembler::Call;
 use self::clock::{Clock, Steadiness};
+pub use self::core::Totals;
 use self::core::{Core, Queue, locked};
 use self::early::{Early, Encoders};
+pub use self::health::Health;
 use self::intake::Intake;
 use self::tasks::Tasks;
-pub use self::core::Totals;
-pub use self::health::Health;
 use crate::Error;
 use crate::backbone::Backbone;
 use crate::engine::default_threads;
@@ -118,7 +118,8 @@ impl Service {
             true => None,
             false => Some(make_key(&device)?),
         };
-        let (store, recovery) = Store::open(&device.data_dir.join("store"), limits(&device.store)).map_err(Error::from)?;
+        let (store, recovery) =
+            Store::open(&device.data_dir.join("store"), limits(&device.store)).map_err(Error::from)?;
         tracing::info!(?recovery, "store opened");
         for path in &recovery.missing {
             tracing::error!(path = %path.display(), "an acknowledged instance's file is gone: check the disk");
@@ -347,7 +348,8 @@ fn make_session(device: &Device, core: &Arc<Core>) -> Result<(Session<Store>, Ha
     let health = move |()| health.health();
     // Only spreads devices out in time.
     let seed = core.clock.wall().unsigned_abs() ^ u64::from(std::process::id());
-    let options = session::Options::of(device, Box::new(state), Box::new(health), seed).map_err(Error::from)?;
+    let options =
+        session::Options::of(device, Box::new(state), Box::new(health), seed).map_err(Error::from)?;
     Ok(Session::new(options, core.store.clone(), (&device.mqtt).into()))
 }
 

@@ -7,4 +7,5 @@ pub mod mosquitto;
 pub mod programs;
 pub mod reference;
 pub mod scanner;
+pub mod service;
 pub mod subscriber;

@@ -80,7 +80,11 @@ struct Signals {
 impl Signals {
     fn new() -> Result<Self, Fault> {
         let of = |kind| {
-            signal(kind).map_err(|source| Fault::Io { what: "watch signals in", path: "scanside".into(), source })
+            signal(kind).map_err(|source| Fault::Io {
+                what: "watch signals in",
+                path: "scanside".into(),
+                source,
+            })
         };
         Ok(Self {
             hangup: of(SignalKind::hangup())?,

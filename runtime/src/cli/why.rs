@@ -63,7 +63,12 @@ impl Why {
         let mut files = vec![self.series.clone()];
         if std::fs::metadata(&self.series).map_err(io)?.is_dir() {
             let entries = std::fs::read_dir(&self.series).and_then(|all| all.collect::<Result<Vec<_>, _>>());
-            files = entries.map_err(io)?.into_iter().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+            files = entries
+                .map_err(io)?
+                .into_iter()
+                .map(|entry| entry.path())
+                .filter(|path| path.is_file())
+                .collect();
             files.sort();
         }
         let mut by_series: BTreeMap<String, Vec<Header>> = BTreeMap::new();
@@ -89,7 +94,8 @@ impl Why {
 }
 
 fn describe(series: &ObservedSeries) -> String {
-    let modality = if series.modality.is_empty() { "no modality".into() } else { series.modality.join(" and ") };
+    let modality =
+        if series.modality.is_empty() { "no modality".into() } else { series.modality.join(" and ") };
     format!("series {} ({modality}, {} slices)", series.series_uid, series.slices)
 }
 
@@ -98,7 +104,8 @@ fn explain(decision: &Decision) -> String {
     let mut text = format!("  {} {verdict}", decision.task);
     let mut tell = |indent: &str, reason: &runtime::ingest::rules::Reason| {
         let mark = if reason.passed { "ok  " } else { "NO  " };
-        text += &format!("\n{indent}{mark}{}: asks for {}, found {}", reason.rule, reason.expected, reason.found);
+        text +=
+            &format!("\n{indent}{mark}{}: asks for {}, found {}", reason.rule, reason.expected, reason.found);
     };
     decision.reasons.iter().for_each(|reason| tell("    ", reason));
     for reasons in decision.views.values() {

@@ -6,7 +6,8 @@ use super::{Context, LoadedTask};
 use crate::engine::Output;
 use crate::recipe::Prepared;
 use crate::result::{
-    INTENDED_USE, Input, KeySlice, Kind, LabelResult, Provenance, SCHEMA, TaskResult, Trust, result_id, rfc3339,
+    INTENDED_USE, Input, KeySlice, Kind, LabelResult, Provenance, SCHEMA, TaskResult, Trust, result_id,
+    rfc3339,
 };
 use crate::tensor::sha256;
 use crate::volume::{Source, SourceKind};
@@ -135,7 +136,13 @@ fn input(source: &Source, context: &Context) -> Input {
 
 impl Input {
     /// A DICOM series of which nothing is known but its instances; `digest` by [`crate::volume::series_digest`].
-    pub fn series(study_uid: Option<String>, series_uid: String, instances: usize, digest: String, context: &Context) -> Self {
+    pub fn series(
+        study_uid: Option<String>,
+        series_uid: String,
+        instances: usize,
+        digest: String,
+        context: &Context,
+    ) -> Self {
         Self {
             kind: SourceKind::Dicom,
             study_uid,

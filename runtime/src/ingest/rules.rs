@@ -103,7 +103,8 @@ pub fn decide(
 /// is not asked.
 pub fn may_accept(accepts: Option<&Accepts>, rules: Option<&Rules>, image: &Header) -> bool {
     let Some(series) = ObservedSeries::from_headers(std::slice::from_ref(image)) else { return false };
-    let accepts = accepts.map(|accepts| Accepts { min_slices: None, slice_spacing_mm: None, ..accepts.clone() });
+    let accepts =
+        accepts.map(|accepts| Accepts { min_slices: None, slice_spacing_mm: None, ..accepts.clone() });
     let rules = rules.map(|rules| Rules {
         min_slices: None,
         max_slices: None,

@@ -23,9 +23,9 @@ const IDLE: Duration = Duration::from_hours(1);
 pub(super) fn run(core: &Arc<Core>, mut assembly: Assembly, calls: &Receiver<Call>) {
     let mut unended: Vec<Complete> = Vec::new();
     loop {
-        let due = assembly.next_deadline().map(|at| {
-            Duration::from_millis(u64::try_from(at - core.clock.monotonic()).unwrap_or(0))
-        });
+        let due = assembly
+            .next_deadline()
+            .map(|at| Duration::from_millis(u64::try_from(at - core.clock.monotonic()).unwrap_or(0)));
         let wait = due.unwrap_or(IDLE).min(if unended.is_empty() { IDLE } else { AGAIN });
         let complete = match calls.recv_timeout(wait) {
             Ok(Call::Event(event)) => assembly.on(event),

@@ -260,7 +260,10 @@ impl Shared {
             };
             let is_done = matches!(stage, Stage::Done(_));
             self.settle(&item, stage);
-            if is_done && item.arriving && catch_unwind(AssertUnwindSafe(|| observer(&item.series_uid))).is_err() {
+            if is_done
+                && item.arriving
+                && catch_unwind(AssertUnwindSafe(|| observer(&item.series_uid))).is_err()
+            {
                 tracing::warn!("a preliminary result panicked");
             }
         }
@@ -284,7 +287,8 @@ impl Shared {
         let mut bytes = 0;
         if let Stage::Done(ready) = &stage {
             state.encoded += ready.by_plugin.len() as u64;
-            let size = |encoded: &Encoded| 4 * (encoded.slice.embedding.len() + encoded.slice.attention.len());
+            let size =
+                |encoded: &Encoded| 4 * (encoded.slice.embedding.len() + encoded.slice.attention.len());
             bytes = ready.by_plugin.values().map(size).sum();
         }
         // Unless it was forgotten meanwhile.

@@ -158,7 +158,8 @@ fn decisions(core: &Core, headers: &[Arc<Header>]) -> Vec<(Arc<LoadedTask>, Deci
 /// Refused results of the tasks that would have taken the series, or of all where that cannot be told.
 fn give_up(core: &Core, job: &Job, reason: &str) -> Vec<TaskResult> {
     tracing::error!(job = %job.id, tries = job.tries, reason, "a series is given up");
-    let known = catch_unwind(AssertUnwindSafe(|| headers(core, job).ok().map(|headers| decisions(core, &headers))));
+    let known =
+        catch_unwind(AssertUnwindSafe(|| headers(core, job).ok().map(|headers| decisions(core, &headers))));
     let taken: Vec<Arc<LoadedTask>> = match known.ok().flatten() {
         Some(decisions) => decisions.into_iter().filter(|(_, d)| d.accepted).map(|(task, _)| task).collect(),
         None => core.tasks.current(),
@@ -202,7 +203,9 @@ impl From<Error> for Refused {
     fn from(error: Error) -> Self {
         match error {
             // Stored files do not vanish by themselves.
-            Error::Volume(error @ VolumeError::Io { .. }) => Self::Trouble(Trouble::Failed(error.to_string())),
+            Error::Volume(error @ VolumeError::Io { .. }) => {
+                Self::Trouble(Trouble::Failed(error.to_string()))
+            }
             error if error.is_bad_input() => Self::Series(error.to_string()),
             error => Self::Trouble(error.into()),
         }
@@ -251,7 +254,9 @@ impl Series<'_> {
         if self.core.queue.is_stopping() {
             return Err(Refused::Trouble(Trouble::Stopped));
         }
-        let Some(mut slices) = slices.into_iter().collect::<Option<Vec<Arc<Ready>>>>() else { return Ok(None) };
+        let Some(mut slices) = slices.into_iter().collect::<Option<Vec<Arc<Ready>>>>() else {
+            return Ok(None);
+        };
         let encoded = start.elapsed();
         slices.sort_by(|a, b| a.instance.sop_uid().cmp(b.instance.sop_uid()));
         self.unchanged(slices.iter().map(|ready| ready.read.sha256.clone()))?;

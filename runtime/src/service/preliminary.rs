@@ -54,7 +54,9 @@ pub(super) fn observe(core: &Core, series_uid: &str) {
 fn quarter(done: &[Done]) -> Option<u32> {
     let expected = done.iter().filter_map(|(header, _)| header.images_in_acquisition).max()?;
     let there = u32::try_from(done.len()).ok()?;
-    (expected >= LEAST && there < expected).then(|| there.saturating_mul(4) / expected).filter(|&quarter| quarter > 0)
+    (expected >= LEAST && there < expected)
+        .then(|| there.saturating_mul(4) / expected)
+        .filter(|&quarter| quarter > 0)
 }
 
 /// The preliminary result of the slices that are there; none if their place is not known.

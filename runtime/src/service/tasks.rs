@@ -93,7 +93,10 @@ impl Tasks {
             if named == name {
                 return Ok(Arc::new(loaded));
             }
-            Err(format!("{} holds a plugin of task {named}, expected one of {name}; install it again", path.display()))
+            Err(format!(
+                "{} holds a plugin of task {named}, expected one of {name}; install it again",
+                path.display()
+            ))
         });
         match &loaded {
             Ok(task) => {
