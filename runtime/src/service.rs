@@ -15,20 +15,24 @@ pub mod clock;
 mod core;
 pub mod early;
 mod health;
+pub mod http;
 mod intake;
 mod jobs;
+pub mod machine;
+pub mod notify;
 mod preliminary;
 pub mod tasks;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-use firmware_config::device::{self, Changes, Device, Timeout};
+use firmware_config::device::{self, Changes, Device, Listen, Timeout};
 
 use self::assembler::Call;
 use self::clock::{Clock, Steadiness};
@@ -46,7 +50,7 @@ use crate::ingest::listener::{ListenError, Listener, Options, Tls};
 use crate::publish::session::{self, Handle, Session};
 use crate::publish::{State, device_key};
 use crate::result::rfc3339;
-use crate::store::{Counts, Limits, Store};
+use crate::store::{Limits, Store};
 
 /// The program and its version, as in results.
 pub const BUILD: &str = concat!("scanside ", env!("CARGO_PKG_VERSION"));
@@ -69,6 +73,9 @@ pub enum ServiceError {
     /// The DICOM listener.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// `/healthz` and `/metrics`.
+    #[error(transparent)]
+    Http(#[from] http::HttpError),
     /// The machine has no threads or sockets left.
     #[error("the service cannot start its {what}: {source}")]
     Machine {
@@ -85,6 +92,7 @@ impl ServiceError {
         match self {
             Self::Part(error) => error.is_bad_input(),
             Self::Listen(error) => error.is_bad_input(),
+            Self::Http(_) => true,
             Self::Machine { .. } => false,
         }
     }
@@ -146,6 +154,8 @@ impl Service {
             preliminary: AtomicBool::new(device.infer.preliminary),
             totals: Mutex::default(),
             session: OnceLock::new(),
+            associations: OnceLock::new(),
+            fallen: OnceLock::new(),
             queue: Queue::default(),
             quarters: Mutex::default(),
         });
@@ -176,26 +186,37 @@ impl Service {
             device,
         };
         // From here on `this` ends what has begun, should the rest fail.
-        this.assembler = Some(spawn("assembler", {
-            let core = core.clone();
-            move || assembler::run(&core, assembly, &called)
-        })?);
-        this.worker = Some(spawn("jobs", {
-            let core = core.clone();
-            move || jobs::run(&core)
-        })?);
-        this.caretaker = Some(spawn("caretaker", {
-            let (core, stopping, retention) = (core.clone(), this.stopping.clone(), this.retention.clone());
+        this.assembler =
+            Some(spawn(&core, "assembler", move |core| assembler::run(core, assembly, &called))?);
+        this.worker = Some(spawn(&core, "jobs", |core| jobs::run(core))?);
+        this.caretaker = Some(spawn(&core, "caretaker", {
+            let (stopping, retention) = (this.stopping.clone(), this.retention.clone());
             let announce = this.session.clone();
-            move || take_care(&core, &stopping, &retention, &announce)
+            move |core| take_care(core, &stopping, &retention, &announce)
         })?);
         let executor = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(machine("network side"))?;
-        this.broker = Some(spawn("broker", move || executor.block_on(session.run()))?);
-        let intake = Intake { core, calls, restored };
-        this.listener = Some(Listener::start(listen, Arc::new(intake))?);
+        let server = match this.device.http.listen {
+            Listen::Off => None,
+            Listen::At(address) => {
+                let core = core.clone();
+                Some(http::Server::start(executor.handle(), address, Arc::new(move || core.snapshot()))?)
+            }
+        };
+        this.broker = Some(spawn(&core, "broker", move |_| {
+            executor.block_on(async {
+                session.run().await;
+                if let Some(server) = server {
+                    server.stop().await;
+                }
+            });
+        })?);
+        let intake = Intake { core: core.clone(), calls, restored };
+        let listener = Listener::start(listen, Arc::new(intake))?;
+        let _ = core.associations.set(Box::new(listener.watch()));
+        this.listener = Some(listener);
         Ok(this)
     }
 
@@ -209,22 +230,14 @@ impl Service {
         &self.device
     }
 
-    /// How the connection to the broker is doing.
-    pub fn session(&self) -> session::Status {
-        self.session.status()
+    /// How it is doing.
+    pub fn snapshot(&self) -> Snapshot {
+        self.core.snapshot()
     }
 
-    /// How much there is of everything.
-    ///
-    /// # Errors
-    /// Where the disk fails.
-    pub fn counts(&self) -> Result<Counts, Error> {
-        Ok(self.core.store.counts()?)
-    }
-
-    /// What has happened since the start.
-    pub fn totals(&self) -> Totals {
-        self.core.totals().clone()
+    /// The part that has failed in a way that it does not know, if one has: the service is then to be started anew.
+    pub fn fallen(&self) -> Option<&'static str> {
+        self.core.fallen.get().copied()
     }
 
     /// Takes over what can be changed while it runs; the answer says what waits for a restart.
@@ -304,8 +317,18 @@ impl Drop for Service {
     }
 }
 
-fn spawn(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, ServiceError> {
-    let spawned = thread::Builder::new().name(name.into()).spawn(work);
+/// A part's thread; should it panic, the service is no longer whole and says so.
+fn spawn(
+    core: &Arc<Core>,
+    name: &'static str,
+    work: impl FnOnce(&Arc<Core>) + Send + 'static,
+) -> Result<JoinHandle<()>, ServiceError> {
+    let core = core.clone();
+    let spawned = thread::Builder::new().name(name.into()).spawn(move || {
+        if catch_unwind(AssertUnwindSafe(|| work(&core))).is_err() {
+            let _ = core.fallen.set(name);
+        }
+    });
     spawned.map_err(|source| ServiceError::Machine { what: name, source })
 }
 

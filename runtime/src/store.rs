@@ -271,6 +271,11 @@ impl Store {
         self.budget.set_limits(limits);
     }
 
+    /// The limits at present.
+    pub fn limits(&self) -> Limits {
+        self.budget.limits()
+    }
+
     fn max_tries(&self) -> u32 {
         self.budget.limits().max_tries.max(1)
     }

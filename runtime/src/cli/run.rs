@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use firmware_config::device::Device;
 use runtime::service::Service;
+use runtime::service::notify::Notifier;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Fault, config, say};
@@ -21,6 +22,8 @@ pub struct Run {
 
 /// The job in hand is given so long at the end of the service; systemd kills after 90 s.
 const GRACE: Duration = Duration::from_mins(1);
+/// The service is looked at so often where systemd does not say.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 impl Run {
     pub fn run(self) -> Result<(), Fault> {
@@ -37,21 +40,43 @@ impl Run {
         executor.block_on(async {
             // Before anything runs: a signal that comes early must not end the process half-way.
             let mut signals = Signals::new()?;
+            let manager = Notifier::new(|name| std::env::var_os(name)).map_err(|source| Fault::Io {
+                what: "reach the service manager behind",
+                path: "NOTIFY_SOCKET".into(),
+                source,
+            })?;
             let mut service = Service::start(device)?;
+            manager.ready();
+            let mut look = tokio::time::interval(manager.watchdog_interval().unwrap_or(LOOK_EVERY));
             if let Some(address) = service.address() {
                 let title = &service.device().dicom.ae_title;
                 say::message(&format!("scanside: listening for DICOM on {address} as {}", title.as_str()));
             }
             loop {
                 tokio::select! {
-                    _ = signals.hangup.recv() => self.reload(&mut service),
+                    _ = signals.hangup.recv() => {
+                        manager.reloading();
+                        self.reload(&mut service);
+                        manager.ready();
+                    }
                     _ = signals.terminate.recv() => break,
                     _ = signals.interrupt.recv() => break,
+                    _ = look.tick() => match service.fallen() {
+                        None => manager.alive(),
+                        Some(_) => break,
+                    }
                 }
             }
             tracing::info!("the service ends");
+            manager.stopping();
+            let fallen = service.fallen();
             service.stop(GRACE);
-            Ok(())
+            match fallen {
+                None => Ok(()),
+                Some(part) => Err(Fault::Differs(format!(
+                    "the service ended because its part `{part}` had failed; its log says where"
+                ))),
+            }
         })
     }
 

@@ -199,6 +199,12 @@ impl<R: Receiver> Listener<R> {
         self.shared.state().associations
     }
 
+    /// As [`Self::associations`], for whoever does not hold the listener; 0 once it has ended.
+    pub fn watch(&self) -> impl Fn() -> usize + Send + Sync + use<R> {
+        let shared = Arc::downgrade(&self.shared);
+        move || shared.upgrade().map_or(0, |shared| shared.state().associations)
+    }
+
     /// Changes what holds for connections from now on; the address and TLS stay as they are.
     ///
     /// # Errors

@@ -9,11 +9,12 @@ use firmware_config::TopicLevel;
 
 use super::clock::Clock;
 use super::early::Early;
+use super::http::Inference;
 use super::tasks::Tasks;
 use crate::infer::Context;
 use crate::publish::Message;
 use crate::publish::session::Handle;
-use crate::result::{Completion, DeviceKey, Kind, TaskResult, UidForm, rfc3339};
+use crate::result::{Completion, DeviceKey, Kind, TaskResult, UidForm};
 use crate::store::{JobId, Store};
 
 /// What the parts of the service share.
@@ -31,28 +32,28 @@ pub(super) struct Core {
     pub totals: Mutex<Totals>,
     /// The connection to the broker, once it is made.
     pub session: OnceLock<Handle>,
+    /// How many associations run, once the listener does.
+    pub associations: OnceLock<Box<dyn Fn() -> usize + Send + Sync>>,
+    /// The part that panicked.
+    pub fallen: OnceLock<&'static str>,
     pub queue: Queue,
     /// The last quarter of which a preliminary result was published, by series and plugin.
     pub quarters: Mutex<BTreeMap<(String, String), u32>>,
 }
 
 /// What has happened since the start, in numbers.
-#[derive(Debug, Clone, Default)]
-pub struct Totals {
-    /// Instances stored.
-    pub instances: u64,
-    /// Instances that the store had already.
-    pub duplicates: u64,
-    /// Instances refused.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    /// Instances acknowledged.
+    pub received: u64,
+    /// Instances answered with a failure by the store.
     pub refused: u64,
     /// Results by kind.
-    pub results: BTreeMap<&'static str, u64>,
-    /// Classifications by task: their number, and how long they took after the series was complete, in s.
-    pub classified: BTreeMap<String, (u64, f64)>,
-    /// Tries of jobs that failed.
-    pub failures: u64,
-    /// The task of the last final result, and when it was made.
-    pub last: Option<(String, String)>,
+    pub results: BTreeMap<String, u64>,
+    /// Classifications by task, from the beginning of the job.
+    pub inference: BTreeMap<String, Inference>,
+    /// When the last final result was made, ms since 1970.
+    pub last: Option<i64>,
 }
 
 impl Core {
@@ -70,9 +71,9 @@ impl Core {
     /// The result as the broker is to get it; counted as made.
     pub fn message(&self, result: &TaskResult) -> Message {
         let mut totals = self.totals();
-        *totals.results.entry(result.kind.as_str()).or_default() += 1;
+        *totals.results.entry(result.kind.as_str().to_owned()).or_default() += 1;
         if result.kind == Kind::Final {
-            totals.last = Some((result.task.name.clone(), rfc3339(SystemTime::now())));
+            totals.last = Some(self.clock.wall());
         }
         drop(totals);
         let uids = self.key.as_ref().map_or(UidForm::Plain, UidForm::Hashed);

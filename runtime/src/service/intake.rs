@@ -77,11 +77,7 @@ impl Receiver for Intake {
         if let Put::Duplicate { same_bytes: false } = put {
             tracing::warn!(association, "an instance came again with another content; the first is kept");
         }
-        {
-            let mut totals = self.core.totals();
-            totals.instances += u64::from(new);
-            totals.duplicates += u64::from(!new);
-        }
+        self.core.totals().received += 1;
         if new {
             let path = self.core.store.instance_path(&series_uid, &header.sop_uid);
             let early = !self.restored.contains(&series_uid);

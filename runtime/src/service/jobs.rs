@@ -72,7 +72,6 @@ fn attempt(core: &Core, job: &Job) -> Result<(), StoreError> {
         Ok(Err(Trouble::Failed(reason))) => reason,
         Err(_) => "the program met a state that it does not know; its log says where".to_owned(),
     };
-    core.totals().failures += 1;
     tracing::warn!(job = %job.id, tries = job.tries, reason, "a job failed");
     match core.store.fail(job.id, &reason, core.clock.wall())? {
         Failure::Retry => {
@@ -141,10 +140,12 @@ fn classify(core: &Core, job: &Job) -> Result<Vec<TaskResult>, Trouble> {
         };
         let total = started.elapsed();
         result.timings_ms.insert("total".into(), milliseconds(total));
-        let mut totals = core.totals();
-        let (count, seconds) = totals.classified.entry(name.clone()).or_default();
-        (*count, *seconds) = (*count + 1, *seconds + total.as_secs_f64());
-        drop(totals);
+        {
+            let mut totals = core.totals();
+            let inference = totals.inference.entry(name.clone()).or_default();
+            inference.count += 1;
+            inference.time += total;
+        }
         results.push(result);
     }
     Ok(results)
