@@ -36,10 +36,10 @@ use firmware_config::device::{self, Changes, Device, Listen, Timeout};
 
 use self::assembler::Call;
 use self::clock::{Clock, Steadiness};
-pub use self::core::Totals;
 use self::core::{Core, Queue, locked};
 use self::early::{Early, Encoders};
 pub use self::health::Health;
+pub use self::http::{Inference, Snapshot};
 use self::intake::Intake;
 use self::tasks::Tasks;
 use crate::Error;

@@ -98,7 +98,9 @@ impl Core {
     /// Why the service does not do its work. A broker that is away is no reason: results wait for it.
     fn trouble(&self, counts: &Counts) -> Option<String> {
         if let Some(part) = self.fallen.get() {
-            return Some(format!("its part `{part}` has failed; its log says where, and a restart brings it back"));
+            return Some(format!(
+                "its part `{part}` has failed; its log says where, and a restart brings it back"
+            ));
         }
         if let Some((task, reason)) = self.tasks.failed().into_iter().next() {
             return Some(format!("task {task} cannot be run: {reason}"));
