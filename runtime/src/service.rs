@@ -57,7 +57,7 @@ pub const BUILD: &str = concat!("scanside ", env!("CARGO_PKG_VERSION"));
 
 /// New plugins are looked for so often.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// What is old is deleted so often.
+/// What is old is deleted at least so often, and more often where it is kept for a short time only.
 const SWEEP_EVERY: Duration = Duration::from_mins(5);
 /// Associations may go on for so long after the service was told to stop; scanners send the rest again.
 const ASSOCIATIONS_GRACE: Duration = Duration::from_secs(5);
@@ -347,9 +347,10 @@ fn take_care(core: &Core, stopping: &Queue, retention: &Mutex<Duration>, session
             Ok(false) => {}
             Err(error) => tracing::error!(%error, "the plugins cannot be listed"),
         }
-        if swept.is_none_or(|at| at.elapsed() >= SWEEP_EVERY) {
+        let keep = *locked(retention);
+        if swept.is_none_or(|at| at.elapsed() >= SWEEP_EVERY.min(keep / 10)) {
             swept = Some(Instant::now());
-            let keep = i64::try_from(locked(retention).as_millis()).unwrap_or(i64::MAX);
+            let keep = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
             let wall = core.clock.wall();
             if steady.allows(wall, core.clock.monotonic(), keep) {
                 match core.store.sweep(wall, keep) {

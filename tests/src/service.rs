@@ -137,6 +137,20 @@ impl EdgeBox {
         Ok(())
     }
 
+    /// Starts the service and pulls the plug after so long, wherever it has got to.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn start_and_kill(&self, after: Duration) -> Result<()> {
+        let mut command = program("scanside");
+        command.arg("run").arg("--config").arg(self.config()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn()?;
+        thread::sleep(after);
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
     /// Where it listens for DICOM.
     ///
     /// # Panics

@@ -15,6 +15,7 @@ pub const FOR_TESTS: &[(&str, &str)] = &[
     ("mosquitto", "mosquitto"),
     ("mosquitto_sub", "mosquitto-clients"),
     ("storescu", "dcmtk"),
+    ("faketime", "faketime"),
     ("qemu-aarch64-static", "qemu-user-static"),
 ];
 
