@@ -51,10 +51,18 @@ impl Fixture {
     /// Where the disk fails, or the edited manifest gives no graph.
     pub fn new(edit: impl FnOnce(&mut Manifest)) -> Self {
         let folder = tempfile::tempdir().expect("a folder for temporary files");
-        let path = |name: &str| folder.path().join(name);
-        let (backbone, plugin, graph, scan_path) =
-            (path("backbone.safetensors"), path("lesion.plugin"), path("lesion.onnx"), path("scan.nii.gz"));
+        let backbone = folder.path().join("backbone.safetensors");
         fs::write(&backbone, random_backbone(1)).expect("a written backbone");
+        Self::on(backbone, folder, edit)
+    }
+
+    /// As [`Self::new`], for a backbone that is there.
+    ///
+    /// # Panics
+    /// As [`Self::new`], and where the backbone cannot be read.
+    pub fn on(backbone: PathBuf, folder: TempDir, edit: impl FnOnce(&mut Manifest)) -> Self {
+        let path = |name: &str| folder.path().join(name);
+        let (plugin, graph, scan_path) = (path("lesion.plugin"), path("lesion.onnx"), path("scan.nii.gz"));
         let loaded = Backbone::open(&backbone).expect("a backbone as written");
         let mut task = random_task(&loaded);
         edit(&mut task.manifest);

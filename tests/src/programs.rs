@@ -38,10 +38,12 @@ fn started_with_runner(path: &Path) -> Command {
     }
 }
 
-/// `target/…/release`: a test lies in its `deps`.
+/// `target/…/release`: programs lie there, tests in its `deps`.
 fn folder() -> PathBuf {
-    let test = own_path();
-    test.ancestors().nth(2).unwrap_or(&test).to_owned()
+    let own = own_path();
+    let folder = own.parent().unwrap_or(&own);
+    let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
+    folder.to_owned()
 }
 
 fn own_path() -> PathBuf {

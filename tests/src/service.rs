@@ -65,7 +65,7 @@ impl EdgeBox {
         let text = format!(
             "site = \"north\"\ndevice = \"ct-2\"\ndata_dir = {:?}\nbackbone = {:?}\nthreads = 2\n\
              dicom.ae_title = \"SCANSIDE\"\ndicom.listen = \"127.0.0.1:0\"\nmqtt.url = {:?}\n\
-             http.listen = \"off\"\nstore.min_free = \"1MB\"\n{extra}\n",
+             http.listen = \"127.0.0.1:0\"\nstore.min_free = \"1MB\"\n{extra}\n",
             self.data(),
             self.backbone,
             self.broker
@@ -157,6 +157,21 @@ impl EdgeBox {
     /// Where it does not run.
     pub fn address(&self) -> SocketAddr {
         self.running().address
+    }
+
+    /// The answer to `GET path` over HTTP, head and all.
+    ///
+    /// # Errors
+    /// Where none comes.
+    pub fn get(&mut self, path: &str) -> Result<String> {
+        use std::io::{Read as _, Write as _};
+        let line = self.await_line("answering /healthz and /metrics")?;
+        let address = line.rsplit("address=").next().unwrap_or_default();
+        let mut stream = std::net::TcpStream::connect(address.trim()).with_context(|| line.clone())?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: box\r\n\r\n").as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
     }
 
     /// The process identifier.

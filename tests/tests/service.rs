@@ -278,6 +278,11 @@ fn a_plugin_that_goes_live_is_taken_over_and_a_broken_one_told() {
     let first = series(files.path(), 1, 6, |_, _| ());
     send(&on, &first);
     assert_eq!(next_result(&subscriber).unwrap().1.kind, Kind::Final);
+    assert!(on.get("/healthz").unwrap().ends_with("\r\n\r\nok\n"));
+    let metrics = on.get("/metrics").unwrap();
+    for line in ["scanside_dicom_instances_received_total 6", "scanside_jobs_finished_total{kind=\"final\"} 1"] {
+        assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
+    }
 
     // Damaged where it lies.
     let active = on.data().join("plugins/lesion/active.plugin");
@@ -295,6 +300,8 @@ fn a_plugin_that_goes_live_is_taken_over_and_a_broken_one_told() {
         }
     };
     assert!(health.trouble.unwrap().starts_with("task lesion cannot be run: "));
+    let sick = on.get("/healthz").unwrap();
+    assert!(sick.starts_with("HTTP/1.1 503") && sick.contains("task lesion cannot be run: "), "{sick}");
     assert!(health.last_result.is_some() && health.memory_bytes.is_some());
 }
 

@@ -1,4 +1,4 @@
-//! Time and memory of one task graph in scanside and in onnxruntime, taken in turns in one session.
+//! Time and memory of one task graph in scanside and in onnxruntime, taken in turns in one session, and what the service promises.
 //!
 //! Both sides are processes that answer the same words (`xtask/peers/onnxruntime_bench.py`, `runtime/examples/bench_worker.rs`): they load
 //! the same graph, make the same input, and each run of one is followed by a run of the other, so that what the machine does meanwhile
@@ -15,7 +15,7 @@ use serde_json::json;
 
 use self::worker::Worker;
 use crate::assets::{self, Group};
-use crate::workspace::{self, cargo, run, step};
+use crate::workspace::{self, cargo, output, run, step};
 use crate::{peers, system};
 
 /// Largest difference of a logit at which both still compute the same.
@@ -30,15 +30,20 @@ pub struct Options {
     /// Pairs of runs of each measurement
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..))]
     pairs: u16,
+    /// Only what the service promises: memory, idle time, and how soon after the last slice the result is there
+    #[arg(long)]
+    service: bool,
 }
 
 /// One line of the table and of `bench.json`.
 struct Row {
     name: String,
-    unit: &'static str,
+    unit: String,
     threads: usize,
     scanside: f64,
-    onnxruntime: f64,
+    /// What it is compared with: another program, or `limit`, what was promised.
+    peer: &'static str,
+    value: f64,
     /// Smallest and largest ratio of a pair, where pairs were run.
     spread: Option<(f64, f64)>,
 }
@@ -47,6 +52,17 @@ struct Row {
 pub fn run_chore(options: &Options) -> Result<()> {
     let folder = workspace::target().join("bench");
     fs::create_dir_all(&folder)?;
+    let mut rows = if options.service { Vec::new() } else { engine(options, &folder)? };
+    println!("\n{}", table(&rows));
+    rows.extend(service()?);
+    let file = folder.join("bench.json");
+    fs::write(&file, json(&rows)?)?;
+    println!("written to {}", file.display());
+    Ok(())
+}
+
+/// The engine beside onnxruntime.
+fn engine(options: &Options, folder: &Path) -> Result<Vec<Row>> {
     let mut python = PathBuf::new();
     step("Peers", || {
         python = peers::ensure()?;
@@ -59,7 +75,7 @@ pub fn run_chore(options: &Options) -> Result<()> {
         Some(graph) => {
             graph.canonicalize().with_context(|| format!("{} cannot be opened", graph.display()))?
         }
-        None => make_graph(&worker, &folder)?,
+        None => make_graph(&worker, folder)?,
     };
 
     let cores = std::thread::available_parallelism()?.get();
@@ -78,11 +94,24 @@ pub fn run_chore(options: &Options) -> Result<()> {
             })?;
         }
     }
-    println!("\n{}", table(&rows));
-    let file = folder.join("bench.json");
-    fs::write(&file, json(&rows)?)?;
-    println!("written to {}", file.display());
-    Ok(())
+    Ok(rows)
+}
+
+/// What the service promises, measured by a program that starts it and plays scanner and subscriber.
+fn service() -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    step("Service", || {
+        assets::ensure(&[Group::Libtorch, Group::Demo])?;
+        system::ensure(system::FOR_BUILD)?;
+        system::ensure(system::FOR_TESTS)?;
+        run(cargo().args(["build", "--workspace", "--release", "--bin", "scanside", "--bin", "bench_service"]))?;
+        let mut bench = Command::new(workspace::target().join("release/bench_service"));
+        bench.arg("--backbone").arg(workspace::assets().join("backbone/vit_s_focus.onnx"));
+        let lines = output(bench.stderr(std::process::Stdio::inherit()))?;
+        rows = lines.lines().map(Row::parse).collect::<Result<_>>()?;
+        Ok(())
+    })?;
+    Ok(rows)
 }
 
 fn make_graph(worker: &Path, folder: &Path) -> Result<PathBuf> {
@@ -111,6 +140,24 @@ impl Case<'_> {
     }
 }
 
+impl Row {
+    /// From a line of the service's bench.
+    fn parse(line: &str) -> Result<Self> {
+        let row: serde_json::Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
+        let number = |value: &serde_json::Value| value.as_f64().with_context(|| line.to_owned());
+        let text = |value: &serde_json::Value| value.as_str().map(str::to_owned).context("a text");
+        Ok(Self {
+            name: text(&row["name"])?,
+            unit: text(&row["unit"])?,
+            threads: number(&row["threads"])? as usize,
+            scanside: number(&row["scanside"])?,
+            peer: "limit",
+            value: number(&row["peers"]["limit"])?,
+            spread: None,
+        })
+    }
+}
+
 fn measure(case: &Case, mut ours: Worker, mut theirs: Worker, pairs: u16) -> Result<Vec<Row>> {
     let cold = [ours.loading_ms + ours.number("run")?, theirs.loading_ms + theirs.number("run")?];
     let (a, b) = (ours.numbers("logits")?, theirs.numbers("logits")?);
@@ -136,12 +183,13 @@ fn measure(case: &Case, mut ours: Worker, mut theirs: Worker, pairs: u16) -> Res
     let spread =
         ratios.iter().fold((f64::MAX, 0.0), |(low, high): (f64, f64), r| (low.min(*r), high.max(*r)));
     let what = format!("ViT-S/14 at 224, {} slice{}", case.slices, plural(case.slices));
-    let row = |part: &str, unit, [scanside, onnxruntime]: [f64; 2], spread| Row {
+    let row = |part: &str, unit: &str, [scanside, value]: [f64; 2], spread| Row {
         name: format!("{what}, {part}"),
-        unit,
+        unit: unit.into(),
         threads: case.threads,
         scanside,
-        onnxruntime,
+        peer: "onnxruntime",
+        value,
         spread,
     };
     let medians = [median(times.iter().map(|t| t.0).collect()), median(times.iter().map(|t| t.1).collect())];
@@ -175,9 +223,9 @@ fn table(rows: &[Row]) -> String {
             row.threads,
             row.scanside,
             row.unit,
-            row.onnxruntime,
+            row.value,
             row.unit,
-            row.scanside / row.onnxruntime
+            row.scanside / row.value
         ));
     }
     lines.join("\n")
@@ -191,8 +239,8 @@ fn json(rows: &[Row]) -> Result<String> {
                 "name": row.name,
                 "unit": row.unit,
                 "scanside": row.scanside,
-                "peers": { "onnxruntime": row.onnxruntime },
-                "ratio": row.scanside / row.onnxruntime,
+                "peers": { row.peer: row.value },
+                "ratio": row.scanside / row.value,
                 "threads": row.threads,
             });
             if let Some((low, high)) = row.spread {
@@ -219,10 +267,11 @@ mod tests {
     fn the_json_holds_what_the_table_shows() {
         let row = Row {
             name: "one".into(),
-            unit: "ms",
+            unit: "ms".into(),
             threads: 2,
             scanside: 3.0,
-            onnxruntime: 2.0,
+            peer: "onnxruntime",
+            value: 2.0,
             spread: Some((1.4, 1.7)),
         };
         let list: serde_json::Value = serde_json::from_str(&json(&[row]).unwrap()).unwrap();
@@ -230,5 +279,7 @@ mod tests {
         assert_eq!(list[0]["peers"]["onnxruntime"], 2.0);
         assert_eq!(list[0]["ratio_max"], 1.7);
         assert_eq!(list[0]["threads"], 2);
+        let promised = list[0].to_string().replace("onnxruntime", "limit");
+        assert_eq!(Row::parse(&promised).unwrap().peer, "limit");
     }
 }
