@@ -22,6 +22,8 @@ pub mod publish;
 pub mod recipe;
 pub mod report;
 pub mod result;
+#[cfg(feature = "service")]
+pub mod service;
 pub mod slots;
 #[cfg(feature = "service")]
 pub mod store;
