@@ -2,6 +2,7 @@
 
 mod backbone;
 mod config;
+mod doctor;
 mod fault;
 mod infer;
 mod merge;
@@ -46,6 +47,7 @@ enum Command {
     /// The service's configuration, device.toml.
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    Doctor(doctor::Doctor),
 }
 
 /// Parses the arguments, does what they say, and turns errors into a sentence on stderr and an exit code.
@@ -79,6 +81,7 @@ impl Command {
             Self::Plugin(command) => command.run(),
             Self::Verify(command) => command.run(),
             Self::Config(command) => command.run(),
+            Self::Doctor(command) => command.run(),
         }
     }
 }

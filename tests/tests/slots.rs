@@ -2,43 +2,12 @@
 #![allow(missing_docs, reason = "a test")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use firmware_config::{GoldenCase, Tolerance};
-use runtime::infer::LoadedTask;
 use runtime::plugin::Plugin;
 use runtime::slots::Slots;
-use runtime::tensor::Tensor;
-use runtime::volume::{Geometry, Volume};
 use tests::fixture::{Fixture, random_backbone};
-
-/// The fixture's plugin with a golden case, changed by `edit`.
-fn plugin(fixture: &Fixture, name: &str, edit: impl FnOnce(&mut Plugin)) -> PathBuf {
-    let task = LoadedTask::open(&fixture.graph, &fixture.plugin, 1).unwrap();
-    let (dims, spacing_mm) = ([12, 10, 4], [2.0, 3.0, 5.0]);
-    let voxels: Vec<f32> = (0..480).map(|i| ((i * 37) % 101) as f32).collect();
-    let steps = [[spacing_mm[0], 0.0, 0.0], [0.0, spacing_mm[1], 0.0], [0.0, 0.0, spacing_mm[2]]];
-    let volume = Volume::from_parts(dims, voxels.clone(), Geometry::from_columns(steps, [0.0; 3]));
-    let prepared = task.prepare(&volume).unwrap();
-    let found = task.engine.run(prepared.slices(), &|s, out| prepared.write_slice(s, out)).unwrap();
-    let peak =
-        (0..found.heatmap.len()).max_by(|&a, &b| found.heatmap[a].total_cmp(&found.heatmap[b])).unwrap();
-    let [height, width] = task.engine.grid();
-    let mut plugin = task.plugin;
-    plugin.golden.insert("wave".into(), Tensor::new([4, 10, 12], voxels));
-    plugin.manifest.golden = vec![GoldenCase {
-        name: "wave".into(),
-        spacing_mm,
-        logits: found.logits,
-        slice_weights: found.slice_weights,
-        heatmap_peak: [peak / (height * width), peak / width % height, peak % width],
-        tolerance: Tolerance::default(),
-    }];
-    edit(&mut plugin);
-    let path = fixture.folder().join(name);
-    plugin.write(&path).unwrap();
-    path
-}
+use tests::golden::plugin;
 
 fn files(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> =
