@@ -5,6 +5,7 @@ mod config;
 mod doctor;
 mod fault;
 mod infer;
+mod manual;
 mod merge;
 mod outputs;
 mod plugin;
@@ -15,7 +16,7 @@ mod verify;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use fault::Fault;
@@ -48,6 +49,8 @@ enum Command {
     #[command(subcommand)]
     Config(config::ConfigCommand),
     Doctor(doctor::Doctor),
+    #[command(hide = true)]
+    Manual(manual::Manual),
 }
 
 /// Parses the arguments, does what they say, and turns errors into a sentence on stderr and an exit code.
@@ -82,13 +85,14 @@ impl Command {
             Self::Verify(command) => command.run(),
             Self::Config(command) => command.run(),
             Self::Doctor(command) => command.run(),
+            Self::Manual(command) => command.run(Cli::command()),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::CommandFactory as _;
 
     #[test]
     fn the_flags_do_not_contradict_each_other() {

@@ -16,6 +16,8 @@ pub const FOR_TESTS: &[(&str, &str)] = &[
     ("mosquitto_sub", "mosquitto-clients"),
     ("storescu", "dcmtk"),
     ("qemu-aarch64-static", "qemu-user-static"),
+    // For looking at the unit and making the service's user; nothing of it is started.
+    ("systemd-analyze", "systemd"),
 ];
 
 /// Makes sure that these programs are there: installs their packages as root, or says which ones to install.
