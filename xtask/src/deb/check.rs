@@ -40,7 +40,7 @@ pub fn check(source: &Source, deb: &Path) -> Result<()> {
         println!("  not installed into a scratch root, since only root can do that");
         return Ok(());
     }
-    let root = tempfile_root(deb)?;
+    let root = scratch_root(deb)?;
     let tried = install(source, deb, &root);
     fs::remove_dir_all(&root)?;
     tried
@@ -99,7 +99,7 @@ fn reproduce(source: &Source, deb: &Path) -> Result<()> {
 }
 
 /// An empty system with a package database.
-fn tempfile_root(deb: &Path) -> Result<PathBuf> {
+fn scratch_root(deb: &Path) -> Result<PathBuf> {
     let root = deb.with_file_name("root");
     if root.exists() {
         fs::remove_dir_all(&root)?;
