@@ -2,8 +2,10 @@
 
 mod backbone;
 mod config;
+mod doctor;
 mod fault;
 mod infer;
+mod manual;
 mod merge;
 mod outputs;
 mod plugin;
@@ -16,7 +18,7 @@ mod why;
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use fault::Fault;
@@ -50,6 +52,9 @@ enum Command {
     /// The service's configuration, device.toml.
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    Doctor(doctor::Doctor),
+    #[command(hide = true)]
+    Manual(manual::Manual),
 }
 
 /// Parses the arguments, does what they say, and turns errors into a sentence on stderr and an exit code.
@@ -96,13 +101,15 @@ impl Command {
             Self::Plugin(command) => command.run(),
             Self::Verify(command) => command.run(),
             Self::Config(command) => command.run(),
+            Self::Doctor(command) => command.run(),
+            Self::Manual(command) => command.run(Cli::command()),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::CommandFactory as _;
 
     #[test]
     fn the_flags_do_not_contradict_each_other() {

@@ -352,7 +352,7 @@ fn values(tensor: &Tensor) -> Result<Vec<f32>, EngineError> {
 }
 
 /// The architecture and the widest vector extension that the kernels can use here.
-fn isa() -> String {
+pub fn isa() -> String {
     #[cfg(target_arch = "x86_64")]
     let extension = if std::is_x86_feature_detected!("avx512f") {
         "+avx512f"

@@ -11,6 +11,8 @@
 //! library: no clock, no socket.
 
 pub mod backbone;
+#[cfg(feature = "service")]
+pub mod doctor;
 pub mod engine;
 mod error;
 pub mod files;

@@ -137,6 +137,21 @@ pub async fn publish(
     Ok(())
 }
 
+/// Connects, logs in and takes leave: whether the broker lets this device in.
+pub async fn probe(endpoint: &Endpoint, client_id: &str, patience: &Patience) -> Result<(), PublishError> {
+    let hello = Hello { client_id: client_id.into(), keep_alive: Duration::from_secs(30), will: None };
+    let broker = endpoint.broker.clone();
+    match Link::open(endpoint, &hello, patience).await {
+        Ok(link) => {
+            link.leave().await;
+            Ok(())
+        }
+        Err(End::Refused(reason)) => Err(PublishError::Refused { broker, reason }),
+        Err(End::Untrusted(reason)) => Err(PublishError::Untrusted { broker, reason }),
+        Err(End::Lost(reason)) => Err(PublishError::Unreachable { broker, reason }),
+    }
+}
+
 /// One connection, until everything is acknowledged.
 async fn hand_over(
     endpoint: &Endpoint,

@@ -212,6 +212,8 @@ impl Service {
                     server.stop().await;
                 }
             });
+            // What still waits for the disk is not waited for.
+            executor.shutdown_timeout(Duration::from_secs(1));
         })?);
         let intake = Intake { core: core.clone(), calls, restored };
         let listener = Listener::start(listen, Arc::new(intake))?;

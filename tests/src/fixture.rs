@@ -6,14 +6,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use firmware_config::{
-    Activation, AttentionLora, BackboneRef, GoldenCase, Label, LoraSpec, Manifest, SCHEMA, Task, Threshold,
-    Tolerance,
+    Activation, AttentionLora, BackboneRef, Label, LoraSpec, Manifest, SCHEMA, Task, Threshold,
 };
 use runtime::backbone::Backbone;
-use runtime::infer::LoadedTask;
 use runtime::plugin::{Plugin, build_graph, content_sha256, expected_content};
 use runtime::tensor::{Tensor, Tensors, safetensors_bytes, sha256};
-use runtime::volume::{AxisCodes, Geometry, Volume, write_nifti};
+use runtime::volume::{AxisCodes, Volume, write_nifti};
 use tempfile::TempDir;
 
 /// Width of the backbone: one head.
@@ -91,7 +89,7 @@ impl Fixture {
             manifest.accepts = Some(serde_json::from_str(accepts).expect("what is accepted"));
             edit(manifest);
         });
-        with_golden(&fixture).write(&fixture.plugin).expect("a written plugin");
+        crate::golden::with_golden(&fixture).write(&fixture.plugin).expect("a written plugin");
         fixture
     }
 
@@ -148,33 +146,6 @@ pub fn random_task(backbone: &Backbone) -> Plugin {
     let mut plugin =
         Plugin { manifest, content, golden: Tensors::new(), card: "# lesion\n\nRandom numbers.\n".into() };
     seal(&mut plugin);
-    plugin
-}
-
-/// The fixture's plugin with a golden case, which is what the plugin does here.
-///
-/// # Panics
-/// Where the fixture's own files cannot be read.
-pub fn with_golden(fixture: &Fixture) -> Plugin {
-    let task = LoadedTask::open(&fixture.graph, &fixture.plugin, 1).expect("the fixture's task");
-    let (dims, spacing_mm) = ([12, 10, 4], [2.0, 3.0, 5.0]);
-    let voxels: Vec<f32> = (0..480).map(|i| ((i * 37) % 101) as f32).collect();
-    let steps = [[spacing_mm[0], 0.0, 0.0], [0.0, spacing_mm[1], 0.0], [0.0, 0.0, spacing_mm[2]]];
-    let volume = Volume::from_parts(dims, voxels.clone(), Geometry::from_columns(steps, [0.0; 3]));
-    let prepared = task.prepare(&volume).expect("a prepared volume");
-    let found = task.engine.run(prepared.slices(), &|s, out| prepared.write_slice(s, out)).expect("a run");
-    let peak = (0..found.heatmap.len()).max_by(|&a, &b| found.heatmap[a].total_cmp(&found.heatmap[b]));
-    let (peak, [height, width]) = (peak.expect("a heat map"), task.engine.grid());
-    let mut plugin = task.plugin;
-    plugin.golden.insert("wave".into(), Tensor::new([4, 10, 12], voxels));
-    plugin.manifest.golden = vec![GoldenCase {
-        name: "wave".into(),
-        spacing_mm,
-        logits: found.logits,
-        slice_weights: found.slice_weights,
-        heatmap_peak: [peak / (height * width), peak / width % height, peak % width],
-        tolerance: Tolerance::default(),
-    }];
     plugin
 }
 

@@ -3,6 +3,7 @@
 pub mod broker;
 pub mod dicom;
 pub mod fixture;
+pub mod golden;
 pub mod mosquitto;
 pub mod programs;
 pub mod reference;

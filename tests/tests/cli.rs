@@ -356,3 +356,18 @@ fn help_and_version_succeed() {
         assert!(!outcome.stdout.is_empty());
     }
 }
+
+#[test]
+fn the_manual_has_a_page_for_every_command() {
+    let folder = tempfile::tempdir().unwrap();
+    run(program("scanside").arg("manual").arg(folder.path())).success();
+    let page = |name: &str| {
+        let path = folder.path().join(name);
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    };
+    assert!(page("scanside.1").contains(".TH scanside 1"));
+    assert!(page("scanside-doctor.1").contains("device.toml"));
+    assert!(page("scanside-plugin-show.1").contains("plugin"));
+    assert!(!folder.path().join("scanside-manual.1").exists(), "nobody but packagers needs that one");
+    run(program("scanside").arg("manual").arg(folder.path().join("none"))).refused("none");
+}

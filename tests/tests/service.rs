@@ -280,7 +280,9 @@ fn a_plugin_that_goes_live_is_taken_over_and_a_broken_one_told() {
     assert_eq!(next_result(&subscriber).unwrap().1.kind, Kind::Final);
     assert!(on.get("/healthz").unwrap().ends_with("\r\n\r\nok\n"));
     let metrics = on.get("/metrics").unwrap();
-    for line in ["scanside_dicom_instances_received_total 6", "scanside_jobs_finished_total{kind=\"final\"} 1"] {
+    for line in
+        ["scanside_dicom_instances_received_total 6", "scanside_jobs_finished_total{kind=\"final\"} 1"]
+    {
         assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
     }
 

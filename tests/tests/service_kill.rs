@@ -32,7 +32,8 @@ struct Series {
 impl Series {
     fn new(folder: &Path, number: usize) -> Self {
         let dims = [20, 24, SLICES];
-        let voxels = (0..dims.iter().product()).map(|n: usize| ((n * 7 + number * 17) % 1000) as f32).collect();
+        let voxels =
+            (0..dims.iter().product()).map(|n: usize| ((n * 7 + number * 17) % 1000) as f32).collect();
         let codes: AxisCodes = "LPS".parse().unwrap();
         let volume = Volume::from_parts(dims, voxels, codes.centred([2.0, 2.0, 4.0], dims));
         let place = folder.join(number.to_string());
@@ -108,7 +109,13 @@ fn nothing_is_lost_when_the_service_is_killed() {
         let store = on.store().unwrap();
         for series in sent.iter().chain(&waiting) {
             let stored = store.instances(&series.uid).unwrap();
-            assert!(stored.len() >= series.acknowledged, "{}: {} of {}", series.uid, stored.len(), series.acknowledged);
+            assert!(
+                stored.len() >= series.acknowledged,
+                "{}: {} of {}",
+                series.uid,
+                stored.len(),
+                series.acknowledged
+            );
         }
     }
     on.start().unwrap();
@@ -144,7 +151,12 @@ fn nothing_is_lost_when_the_service_is_killed() {
         for result in stored {
             let stored: TaskResult = serde_json::from_str(&result.json).unwrap();
             assert_eq!(results.get(&stored.result_id), Some(&stored), "written down and never delivered");
-            assert!(seen.insert(stored.revision), "revision {} of {} ended twice", stored.revision, series.uid);
+            assert!(
+                seen.insert(stored.revision),
+                "revision {} of {} ended twice",
+                stored.revision,
+                series.uid
+            );
             assert_eq!(stored.replaces, before, "a revision names what it takes the place of");
             before = Some(stored.result_id);
         }

@@ -48,7 +48,8 @@ struct SmallDisk(PathBuf);
 impl SmallDisk {
     fn mount(at: PathBuf) -> Option<Self> {
         fs::create_dir_all(&at).unwrap();
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=12m", "scanside"]).arg(&at).output();
+        let mount =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=12m", "scanside"]).arg(&at).output();
         let mounted = mount.is_ok_and(|output| output.status.success());
         assert!(mounted || std::env::var_os("CI").is_none(), "CI runs as root, and root can mount");
         mounted.then_some(Self(at))

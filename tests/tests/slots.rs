@@ -2,20 +2,12 @@
 #![allow(missing_docs, reason = "a test")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use runtime::plugin::Plugin;
 use runtime::slots::Slots;
-use tests::fixture::{Fixture, random_backbone, with_golden};
-
-/// The fixture's plugin with a golden case, changed by `edit`.
-fn plugin(fixture: &Fixture, name: &str, edit: impl FnOnce(&mut Plugin)) -> PathBuf {
-    let mut plugin = with_golden(fixture);
-    edit(&mut plugin);
-    let path = fixture.folder().join(name);
-    plugin.write(&path).unwrap();
-    path
-}
+use tests::fixture::{Fixture, random_backbone};
+use tests::golden::plugin;
 
 fn files(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> =

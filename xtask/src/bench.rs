@@ -104,7 +104,15 @@ fn service() -> Result<Vec<Row>> {
         assets::ensure(&[Group::Libtorch, Group::Demo])?;
         system::ensure(system::FOR_BUILD)?;
         system::ensure(system::FOR_TESTS)?;
-        run(cargo().args(["build", "--workspace", "--release", "--bin", "scanside", "--bin", "bench_service"]))?;
+        run(cargo().args([
+            "build",
+            "--workspace",
+            "--release",
+            "--bin",
+            "scanside",
+            "--bin",
+            "bench_service",
+        ]))?;
         let mut bench = Command::new(workspace::target().join("release/bench_service"));
         bench.arg("--backbone").arg(workspace::assets().join("backbone/vit_s_focus.onnx"));
         let lines = output(bench.stderr(std::process::Stdio::inherit()))?;

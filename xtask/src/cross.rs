@@ -1,8 +1,8 @@
-//! `scanside` for aarch64: built with Zig as linker and C++ compiler, so that it runs on any Linux with glibc 2.31 or newer
-//! (JetPack 5) and brings its own C++ runtime.
+//! `scanside` for devices, aarch64 and x86-64: built with Zig as linker and C++ compiler, so that it runs on any Linux with glibc
+//! 2.31 or newer (JetPack 5, Debian 11) and brings its own C++ runtime.
 
 mod debian;
-mod elf;
+pub mod elf;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,14 +14,60 @@ use crate::assets::{self, Group};
 use crate::system;
 use crate::workspace::{self, find, output, run, shown};
 
-pub const TARGET: &str = "aarch64-unknown-linux-gnu";
+/// What a device's processor is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Machine {
+    /// 64-bit ARM.
+    Aarch64,
+    /// As this machine.
+    X86_64,
+}
+
+impl Machine {
+    /// As Rust names it.
+    pub fn target(self) -> &'static str {
+        match self {
+            Self::Aarch64 => TARGET,
+            Self::X86_64 => "x86_64-unknown-linux-gnu",
+        }
+    }
+
+    /// As Rust, and the folder below `target/cross`, name it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Aarch64 => "aarch64",
+            Self::X86_64 => "x86_64",
+        }
+    }
+
+    /// As readelf names it.
+    fn elf(self) -> &'static str {
+        match self {
+            Self::Aarch64 => "AArch64",
+            Self::X86_64 => "Advanced Micro Devices X86-64",
+        }
+    }
+
+    /// Where `cargo xtask cross` or `cargo xtask deb` puts the binary.
+    pub fn binary(self) -> PathBuf {
+        workspace::target().join("cross").join(self.name()).join("scanside")
+    }
+}
+
+const TARGET: &str = "aarch64-unknown-linux-gnu";
 
 /// The oldest glibc that the binary must run with.
 const GLIBC: (u32, u32) = (2, 31);
 
 /// The only libraries that the binary may load; all are part of glibc.
-const LIBRARIES: &[&str] =
-    &["libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "ld-linux-aarch64.so.1"];
+const LIBRARIES: &[&str] = &[
+    "libc.so.6",
+    "libm.so.6",
+    "libpthread.so.0",
+    "libdl.so.2",
+    "ld-linux-aarch64.so.1",
+    "ld-linux-x86-64.so.2",
+];
 
 /// Which integration tests to build beside the binary.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,12 +78,12 @@ pub enum Tests {
 
 /// Builds the binary, checks what it asks of a device and puts it into `target/cross/aarch64/scanside`.
 pub fn run_chore() -> Result<()> {
-    build(Tests::None)?;
+    build(Machine::Aarch64, Tests::None)?;
     Ok(())
 }
 
 /// As [`run_chore`]; returns the test programs built as well.
-pub fn build(tests: Tests) -> Result<Vec<PathBuf>> {
+pub fn build(machine: Machine, tests: Tests) -> Result<Vec<PathBuf>> {
     assets::ensure(&[Group::Cross])?;
     system::ensure(system::FOR_BUILD)?;
     let rustc = rustc()?;
@@ -50,7 +96,7 @@ pub fn build(tests: Tests) -> Result<Vec<PathBuf>> {
     command
         .args(["zigbuild", "--release", "--package", "runtime", "--package", "tests", "--bin", "scanside"])
         .arg("--target")
-        .arg(format!("{TARGET}.{}.{}", GLIBC.0, GLIBC.1))
+        .arg(format!("{}.{}.{}", machine.target(), GLIBC.0, GLIBC.1))
         .arg("--target-dir")
         .arg(&target_dir)
         .env("CARGO_ZIGBUILD_ZIG_PATH", zig.join("zig/zig"))
@@ -65,10 +111,10 @@ pub fn build(tests: Tests) -> Result<Vec<PathBuf>> {
     println!("  {}", shown(&command));
     run(&mut command)?;
 
-    let built = target_dir.join(TARGET).join("release/scanside");
+    let built = target_dir.join(machine.target()).join("release/scanside");
     let needs = elf::read(&built)?;
-    needs.check(LIBRARIES, GLIBC).with_context(|| built.display().to_string())?;
-    let place = workspace::target().join("cross/aarch64/scanside");
+    needs.check(machine.elf(), LIBRARIES, GLIBC).with_context(|| built.display().to_string())?;
+    let place = machine.binary();
     fs::create_dir_all(place.parent().unwrap_or(Path::new(".")))?;
     fs::copy(&built, &place)?;
     println!("  {}: {:.1} MB, {needs}", place.display(), fs::metadata(&place)?.len() as f64 / 1e6);
@@ -133,7 +179,7 @@ fn test_programs(build: &mut Command) -> Result<Vec<PathBuf>> {
 
 /// Builds the integration tests for aarch64 and runs them under emulation.
 pub fn test(long: bool) -> Result<()> {
-    let programs = build(Tests::All)?;
+    let programs = build(Machine::Aarch64, Tests::All)?;
     let runner = runner()?;
     for program in programs {
         println!("  {} {}", runner.join(" "), program.display());

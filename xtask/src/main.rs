@@ -3,6 +3,7 @@
 mod assets;
 mod bench;
 mod cross;
+mod deb;
 mod demo;
 mod peers;
 mod system;
@@ -49,6 +50,8 @@ enum Chore {
         #[arg(long)]
         test: bool,
     },
+    /// Make Debian packages for amd64 and arm64 (Debian 11, JetPack 5 and newer) into target/deb and check them
+    Deb,
 }
 
 fn main() -> ExitCode {
@@ -79,6 +82,7 @@ fn run(chore: Chore) -> Result<()> {
             cross::test(false)
         }
         Chore::Cross { test: false } => cross::run_chore(),
+        Chore::Deb => deb::run_chore(),
         Chore::Assets { groups, .. } => assets::ensure(&groups),
     }
 }

@@ -17,6 +17,8 @@ pub const FOR_TESTS: &[(&str, &str)] = &[
     ("storescu", "dcmtk"),
     ("faketime", "faketime"),
     ("qemu-aarch64-static", "qemu-user-static"),
+    // For looking at the unit and making the service's user; nothing of it is started.
+    ("systemd-analyze", "systemd"),
 ];
 
 /// Makes sure that these programs are there: installs their packages as root, or says which ones to install.

@@ -17,6 +17,7 @@
 
 mod association;
 mod command;
+mod echo;
 mod error;
 mod message;
 mod negotiation;
@@ -34,6 +35,7 @@ use std::time::{Duration, Instant};
 
 use crate::volume::Header;
 
+pub use echo::echo;
 pub use error::ListenError;
 pub use options::{CT_AND_MR, Options};
 pub use tls::Tls;

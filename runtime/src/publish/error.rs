@@ -50,6 +50,16 @@ pub enum PublishError {
         /// What is wrong with it.
         reason: String,
     },
+    /// There is no way to the broker, or it does not speak MQTT 5.
+    #[error(
+        "the broker {broker} cannot be reached ({reason}); check that it runs, its address and the network"
+    )]
+    Unreachable {
+        /// The broker.
+        broker: Broker,
+        /// What ended the attempt.
+        reason: String,
+    },
     /// All attempts failed.
     #[error(
         "{unsent} of {all} messages were not acknowledged by the broker {broker} after {attempts} connections \

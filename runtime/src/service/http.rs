@@ -49,7 +49,8 @@ const DEADLINE: Duration = Duration::from_secs(8);
 /// For answers under way when the server stops.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Makes what is told. It may wait for the disk.
+/// Makes what is told. It may wait for the disk; should it wait for ever, tokio's runtime must be ended with `shutdown_timeout`, since
+/// dropping one waits for what blocks.
 pub type Source = Arc<dyn Fn() -> Snapshot + Send + Sync>;
 
 /// Why there is no server.

@@ -49,10 +49,10 @@ fn parse(text: &str) -> Needs {
 }
 
 impl Needs {
-    /// Fails if the program is not for aarch64, wants another library, or a newer glibc.
-    pub fn check(&self, libraries: &[&str], glibc: (u32, u32)) -> Result<()> {
-        if self.machine != "AArch64" {
-            bail!("the program is for {}, expected AArch64", self.machine);
+    /// Fails if the program is for another machine, wants another library, or a newer glibc.
+    pub fn check(&self, machine: &str, libraries: &[&str], glibc: (u32, u32)) -> Result<()> {
+        if self.machine != machine {
+            bail!("the program is for {}, expected {machine}", self.machine);
         }
         if let Some(other) = self.libraries.iter().find(|library| !libraries.contains(&library.as_str())) {
             bail!("the program needs {other}; it may need only {}", libraries.join(", "));
@@ -97,17 +97,17 @@ Version needs section '.gnu.version_r' contains 1 entry:
         let needs = parse(TEXT);
         assert_eq!(needs.libraries, ["libc.so.6", "libm.so.6"]);
         assert_eq!(needs.glibc, (2, 30));
-        assert!(needs.check(&["libc.so.6", "libm.so.6"], (2, 31)).is_ok());
+        assert!(needs.check("AArch64", &["libc.so.6", "libm.so.6"], (2, 31)).is_ok());
     }
 
     #[test]
     fn refuses_what_a_device_may_lack() {
         let needs = parse(TEXT);
-        let newer = needs.check(&["libc.so.6", "libm.so.6"], (2, 29)).unwrap_err().to_string();
+        let newer = needs.check("AArch64", &["libc.so.6", "libm.so.6"], (2, 29)).unwrap_err().to_string();
         assert_eq!(newer, "the program needs glibc 2.30; it must run with 2.29");
-        let library = needs.check(&["libc.so.6"], (2, 31)).unwrap_err().to_string();
+        let library = needs.check("AArch64", &["libc.so.6"], (2, 31)).unwrap_err().to_string();
         assert!(library.starts_with("the program needs libm.so.6;"), "{library}");
         let native = parse(&TEXT.replace("AArch64", "Advanced Micro Devices X86-64"));
-        assert!(native.check(&["libc.so.6", "libm.so.6"], (2, 31)).is_err());
+        assert!(native.check("AArch64", &["libc.so.6", "libm.so.6"], (2, 31)).is_err());
     }
 }

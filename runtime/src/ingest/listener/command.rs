@@ -66,6 +66,19 @@ impl Command {
         Some(Self { field, message_id, has_data_set, sop_class, sop_instance })
     }
 
+    /// The status of an answer, which needs no field of a request.
+    pub(super) fn status(mut bytes: &[u8]) -> Option<u16> {
+        while let Some(([g0, g1, e0, e1, length @ ..], rest)) = bytes.split_first_chunk::<8>() {
+            let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+            let (value, rest) = rest.split_at_checked(length)?;
+            if (*g0, *g1) == (0, 0) && u16::from_le_bytes([*e0, *e1]) == STATUS {
+                return short(value);
+            }
+            bytes = rest;
+        }
+        None
+    }
+
     pub(super) fn is_request(&self) -> bool {
         self.field & RESPONSE == 0
     }
@@ -99,6 +112,24 @@ impl Command {
         out.extend(body);
         out
     }
+}
+
+/// The command set of a request without a data set.
+pub(super) fn request(field: u16, message_id: u16, sop_class: &str) -> Vec<u8> {
+    let elements = [
+        (AFFECTED_SOP_CLASS, padded(sop_class, 0)),
+        (COMMAND_FIELD, field.to_le_bytes().to_vec()),
+        (MESSAGE_ID, message_id.to_le_bytes().to_vec()),
+        (DATA_SET_TYPE, NO_DATA_SET.to_le_bytes().to_vec()),
+    ];
+    let mut body = Vec::new();
+    for (element, value) in elements {
+        put(&mut body, element, &value);
+    }
+    let mut out = Vec::new();
+    put(&mut out, 0x0000, &(body.len() as u32).to_le_bytes());
+    out.extend(body);
+    out
 }
 
 fn put(out: &mut Vec<u8>, element: u16, value: &[u8]) {

@@ -17,7 +17,8 @@ use runtime::recipe::Prepared;
 use runtime::result::{Kind, TaskResult};
 use runtime::volume::{AxisCodes, Volume};
 use serde_json::json;
-use tests::fixture::{Fixture, with_golden};
+use tests::fixture::Fixture;
+use tests::golden::with_golden;
 use tests::mosquitto::Mosquitto;
 use tests::scanner::dcmtk;
 use tests::service::{EdgeBox, PATIENCE, next_result};
@@ -133,7 +134,8 @@ fn four_scanners() -> Result<()> {
     row("service, 4 scanners, 2000 instances, peak memory", "MB", peak, 100.0, 2);
     on.terminate()?;
     let store = on.store()?;
-    let kept = (0..SCANNERS * SERIES).map(|n| Ok(store.instances(&Study::uid(n))?.len())).sum::<Result<usize>>()?;
+    let kept =
+        (0..SCANNERS * SERIES).map(|n| Ok(store.instances(&Study::uid(n))?.len())).sum::<Result<usize>>()?;
     ensure!(kept == all, "{kept} of {all} instances are stored");
     Ok(())
 }
@@ -180,7 +182,8 @@ fn last_slice(backbone: PathBuf) -> Result<()> {
 fn slice_time(fixture: &Fixture) -> Result<Duration> {
     let task = LoadedTask::open(&fixture.graph, &fixture.plugin, 1)?;
     let codes: AxisCodes = "LPS".parse()?;
-    let volume = Volume::from_parts([512, 512, 1], vec![500.0; 512 * 512], codes.centred([0.5; 3], [512, 512, 1]));
+    let volume =
+        Volume::from_parts([512, 512, 1], vec![500.0; 512 * 512], codes.centred([0.5; 3], [512, 512, 1]));
     let prepared = Prepared::new(&volume, &task.plugin.manifest.recipe)?;
     let mut encoder = task.engine.encoder(1)?;
     let mut times = Vec::new();

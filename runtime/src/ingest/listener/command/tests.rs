@@ -99,3 +99,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_request_and_the_status_of_its_answer() {
+    let bytes = request(C_ECHO_RQ, 7, "1.2.840.10008.1.1");
+    let command = Command::parse(&bytes).unwrap();
+    assert!(command.is_request() && !command.has_data_set);
+    assert_eq!((command.field, command.message_id), (C_ECHO_RQ, 7));
+    assert_eq!(command.sop_class.as_deref(), Some("1.2.840.10008.1.1"));
+    assert_eq!(Command::status(&bytes), None, "a request has none");
+    for status in [Status::Success, Status::OutOfResources] {
+        let answer = command.answer(status, "a word");
+        assert_eq!(Command::status(&answer), Some(status.code()));
+        for end in 0..answer.len() {
+            // Cut off somewhere, it gives the status or none, and never another one.
+            assert!(Command::status(&answer[..end]).is_none_or(|found| found == status.code()));
+        }
+    }
+}
