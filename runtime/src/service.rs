@@ -122,10 +122,7 @@ impl Service {
     pub fn start(device: Device) -> Result<Self, ServiceError> {
         let clock = Clock::start();
         let listen = listen_options(&device)?;
-        let key = match device.publishes_plain_uids() {
-            true => None,
-            false => Some(make_key(&device)?),
-        };
+        let key = if device.publishes_plain_uids() { None } else { Some(make_key(&device)?) };
         let (store, recovery) =
             Store::open(&device.data_dir.join("store"), limits(&device.store)).map_err(Error::from)?;
         tracing::info!(?recovery, "store opened");

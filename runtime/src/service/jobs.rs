@@ -300,11 +300,12 @@ impl Series<'_> {
         };
         let read = start.elapsed();
         let volume = self.volume.insert(volume);
+        let start = Instant::now();
         let prepared = task.prepare(volume)?;
-        let prepare = start.elapsed() - read;
+        let prepare = start.elapsed();
+        let start = Instant::now();
         let mut result = task.classify(&prepared, context, &|_, _| {})?.result;
-        let encode = start.elapsed() - read - prepare;
-        for (name, time) in [("read", read), ("prepare", prepare), ("encode", encode)] {
+        for (name, time) in [("read", read), ("prepare", prepare), ("encode", start.elapsed())] {
             result.timings_ms.insert(name.into(), milliseconds(time));
         }
         Ok(result)

@@ -40,7 +40,8 @@ fn run() -> Result<()> {
     demo.fit()?;
     let (graph, plugin) = demo.export()?;
     let peak_mb = demo.infer_and_publish(&graph, &plugin)?;
-    demo.report(&graph, &plugin, peak_mb)
+    demo.report(&graph, &plugin, peak_mb)?;
+    demo.configure()
 }
 
 fn flag(name: &str) -> Result<PathBuf> {
@@ -229,6 +230,23 @@ impl Demo {
         let summary = Summary::gather(&self.path("run"), graph, plugin, seconds, peak_mb)?;
         std::fs::write(self.path("summary.json"), serde_json::to_string_pretty(&summary)? + "\n")?;
         println!("\n{summary}\nEverything is in {}; start with report.html.", self.out.display());
+        Ok(())
+    }
+}
+
+impl Demo {
+    /// What `scanside run` is started with on this machine; the plugin is for the reader to install.
+    fn configure(&self) -> Result<()> {
+        let out = self.out.canonicalize()?;
+        let text = format!(
+            "# A box on this machine that classifies with the demo's plugin: see README.md.\n\
+             site = \"demo\"\ndevice = \"box\"\ndata_dir = {:?}\nbackbone = {:?}\n\n\
+             [dicom]\nae_title = \"SCANSIDE\"\nlisten = \"127.0.0.1:11112\"\n\n\
+             [mqtt]\nurl = \"mqtt://127.0.0.1:1883\"\n",
+            out.join("box"),
+            out.join("backbone.safetensors")
+        );
+        std::fs::write(self.path("device.toml"), text)?;
         Ok(())
     }
 }
