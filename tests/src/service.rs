@@ -63,11 +63,11 @@ impl EdgeBox {
     /// Where the disk fails.
     pub fn configure(&self, extra: &str) -> Result<()> {
         let text = format!(
-            "site = \"north\"\ndevice = \"ct-2\"\ndata_dir = {:?}\nbackbone = {:?}\nthreads = 2\n\
+            "site = \"north\"\ndevice = \"ct-2\"\ndata_dir = \"{}\"\nbackbone = \"{}\"\nthreads = 2\n\
              dicom.ae_title = \"SCANSIDE\"\ndicom.listen = \"127.0.0.1:0\"\nmqtt.url = {:?}\n\
              http.listen = \"127.0.0.1:0\"\nstore.min_free = \"1MB\"\n{extra}\n",
-            self.data(),
-            self.backbone,
+            self.data().display(),
+            self.backbone.display(),
             self.broker
         );
         Ok(fs::write(self.config(), text)?)

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::RngExt;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 use runtime::result::{Kind, TaskResult};
+use runtime::store::Store;
 use runtime::volume::{AxisCodes, Volume};
 use tempfile::TempDir;
 use tests::dicom::{SeriesOptions, write_series};
@@ -140,11 +141,19 @@ fn nothing_is_lost_when_the_service_is_killed() {
         let result: TaskResult = serde_json::from_slice(&message.payload).unwrap();
         results.insert(result.result_id.clone(), result);
     }
-    let store = on.store().unwrap();
+    let revisions = compare(&on.store().unwrap(), &sent, &results);
+    println!(
+        "{rounds} kills, {} series, {cut_short} of them cut short while they were sent, {revisions} revisions: nothing lost",
+        sent.len()
+    );
+}
+
+/// Every job has ended, every result that was written down was delivered; how many revisions there were.
+fn compare(store: &Store, sent: &[Series], results: &BTreeMap<String, TaskResult>) -> usize {
     assert!(store.outbox(0, 1).unwrap().is_empty() && store.quarantined().unwrap().is_empty());
     assert!(store.take(0).unwrap().is_none(), "no job is left");
     let mut revisions = 0;
-    for series in &sent {
+    for series in sent {
         let stored = store.results(&series.uid).unwrap();
         let mut seen = BTreeSet::new();
         let mut before = None;
@@ -163,8 +172,5 @@ fn nothing_is_lost_when_the_service_is_killed() {
         revisions += seen.len();
         assert_eq!(store.instances(&series.uid).unwrap().len(), SLICES);
     }
-    println!(
-        "{rounds} kills, {} series, {cut_short} of them cut short while they were sent, {revisions} revisions: nothing lost",
-        sent.len()
-    );
+    revisions
 }

@@ -76,7 +76,8 @@ fn idle() -> Result<()> {
     let before = process.cpu()?;
     let time = Duration::from_secs(20);
     thread::sleep(time);
-    let percent = 100.0 * (process.cpu()? - before).as_secs_f64() / time.as_secs_f64();
+    let used = process.cpu()?.saturating_sub(before);
+    let percent = 100.0 * used.as_secs_f64() / time.as_secs_f64();
     row("service, idle, processor time of one core", "%", percent, MOST_IDLE_CPU, 1);
     row("service, idle, memory without a model", "MB", process.resident_mb()?, MOST_IDLE_MB, 1);
     on.terminate()?;
@@ -89,7 +90,7 @@ fn four_scanners() -> Result<()> {
     const SERIES: usize = 10;
     const SLICES: usize = 50;
     let (broker, fixture, folder) =
-        (Mosquitto::start()?, Fixture::for_a_service(|m| accept_ct(m)), tempfile::tempdir()?);
+        (Mosquitto::start()?, Fixture::for_a_service(accept_ct), tempfile::tempdir()?);
     let subscriber = Subscriber::new(broker.port, "scanside/v1/north/ct-2/result/lesion")?;
     let mut on = EdgeBox::with_plugin(&broker.url(), &fixture, "")?;
     on.start()?;

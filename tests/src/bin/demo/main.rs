@@ -240,11 +240,11 @@ impl Demo {
         let out = self.out.canonicalize()?;
         let text = format!(
             "# A box on this machine that classifies with the demo's plugin: see README.md.\n\
-             site = \"demo\"\ndevice = \"box\"\ndata_dir = {:?}\nbackbone = {:?}\n\n\
+             site = \"demo\"\ndevice = \"box\"\ndata_dir = \"{}\"\nbackbone = \"{}\"\n\n\
              [dicom]\nae_title = \"SCANSIDE\"\nlisten = \"127.0.0.1:11112\"\n\n\
              [mqtt]\nurl = \"mqtt://127.0.0.1:1883\"\n",
-            out.join("box"),
-            out.join("backbone.safetensors")
+            out.join("box").display(),
+            out.join("backbone.safetensors").display()
         );
         std::fs::write(self.path("device.toml"), text)?;
         Ok(())
