@@ -62,7 +62,7 @@ impl Why {
         let io = |source| Fault::Io { what: "read", path: self.series.clone(), source };
         let mut files = vec![self.series.clone()];
         if std::fs::metadata(&self.series).map_err(io)?.is_dir() {
-            let entries = std::fs::read_dir(&self.series).and_then(|all| all.collect::<Result<Vec<_>, _>>());
+            let entries = std::fs::read_dir(&self.series).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
             files = entries
                 .map_err(io)?
                 .into_iter()
@@ -107,9 +107,11 @@ fn explain(decision: &Decision) -> String {
         text +=
             &format!("\n{indent}{mark}{}: asks for {}, found {}", reason.rule, reason.expected, reason.found);
     };
-    decision.reasons.iter().for_each(|reason| tell("    ", reason));
-    for reasons in decision.views.values() {
-        reasons.iter().for_each(|reason| tell("      ", reason));
+    for reason in &decision.reasons {
+        tell("    ", reason);
+    }
+    for reason in decision.views.values().flatten() {
+        tell("      ", reason);
     }
     text
 }
