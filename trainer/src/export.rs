@@ -89,7 +89,7 @@ pub fn export(options: &Options) -> Result<Exported, Error> {
         recipe: task.recipe.clone(),
         streamable: task.recipe.streamable(),
         accepts: task.accepts.clone(),
-        heatmap: "cls-attention".into(),
+        heatmap: backbone.arch.heatmap().into(),
         parameters: network.parameters.count(),
         content_sha256: content_sha256(&content, &lora, &task.recipe),
         lora,

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 use firmware_config::{AttentionLora, LoraSpec};
 use runtime::backbone::{Backbone, Tensors};
+use runtime::engine::run_graph;
+use runtime::graph::backbone_graph;
+use runtime::plugin::{expected_content, merge};
 use runtime::tensor::read_safetensors;
 use tch::{Device, Kind, Tensor};
 use trainer::model::{Encoder, Parameters, pool};
@@ -52,17 +55,25 @@ fn check(
     suffix: &str,
     limit: f64,
 ) {
-    let of = |name: &str| tensor(&stored[&format!("{name}{suffix}")]);
+    let of = |names: [&str; 2]| {
+        names.into_iter().find_map(|name| stored.get(&format!("{name}{suffix}"))).map(tensor)
+    };
     let factors = factors.map(|p| p.factors().unwrap());
     let _guard = tch::no_grad_guard();
-    let all = encoder.encode(&of("input"), factors.as_ref(), true).unwrap();
-    close(&format!("{case} cls"), &all.cls, &of("cls"), limit);
-    close(&format!("{case} patch"), &all.patch.unwrap(), &of("patch"), limit);
-    close(&format!("{case} attention"), &all.cls_attention, &of("cls_attention"), ATTENTION);
-    let short = encoder.encode(&of("input"), factors.as_ref(), false).unwrap();
+    let input = of(["input", ""]).unwrap();
+    let all = encoder.encode(&input, factors.as_ref(), true).unwrap();
+    let short = encoder.encode(&input, factors.as_ref(), false).unwrap();
+    let embedding = of(["cls", "pooled"]).unwrap();
+    close(&format!("{case} embedding"), &all.cls, &embedding, limit);
+    close(&format!("{case} embedding alone"), &short.cls, &embedding, limit);
+    close(&format!("{case} patch"), &all.patch.unwrap(), &of(["patch", ""]).unwrap(), limit);
     assert!(short.patch.is_none());
-    close(&format!("{case} cls alone"), &short.cls, &of("cls"), limit);
-    close(&format!("{case} attention alone"), &short.cls_attention, &of("cls_attention"), ATTENTION);
+    // A DaViT has no attention from its embedding; its shares are compared with the graph's elsewhere.
+    let Some(attention) = of(["cls_attention", "pool_attention"]) else {
+        return assert_eq!(encoder.arch().heatmap(), "pooled-similarity");
+    };
+    close(&format!("{case} attention"), &all.cls_attention, &attention, ATTENTION);
+    close(&format!("{case} attention alone"), &short.cls_attention, &attention, ATTENTION);
 }
 
 fn size(stored: &Tensors, name: &str) -> [usize; 2] {
@@ -70,20 +81,71 @@ fn size(stored: &Tensors, name: &str) -> [usize; 2] {
 }
 
 #[test]
-fn dinov2_backbones_match_the_public_implementations() {
+fn backbones_match_the_public_implementations() {
     for collection in collections() {
         let mut cases: Vec<PathBuf> = std::fs::read_dir(collection.join("backbones"))
             .unwrap()
             .map(|entry| entry.unwrap().path())
-            .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("dinov2"))
             .collect();
         cases.sort();
-        assert!(cases.len() >= 5, "{} cases in {}", cases.len(), collection.display());
+        for family in ["davit", "dinov2", "dinov3", "siglip", "vit"] {
+            let is_of = |case: &PathBuf| case.file_name().unwrap().to_string_lossy().starts_with(family);
+            assert!(cases.iter().any(is_of), "no case of {family} in {}", collection.display());
+        }
         for case in cases {
             let backbone = Backbone::open(&case.join("weights.safetensors")).unwrap();
             let stored = read(&case.join("case.safetensors"));
             let encoder = Encoder::new(&backbone, size(&stored, "input"), Device::Cpu).unwrap();
             check(&case.display().to_string(), &encoder, &stored, None, "", TOKENS);
+        }
+    }
+}
+
+/// With factors that are far from silent, libtorch adapts in side branches what the graph has merged: for every family, and
+/// the same heat map.
+#[test]
+fn adapted_backbones_match_their_merged_graphs() {
+    for case in
+        ["dinov3_hf_gated_96x64", "vit_hf_96x80", "siglip_hf_98x84", "davit_timm_48x48", "davit_hf_60x44"]
+    {
+        for attention in [AttentionLora::Fused, AttentionLora::Separate] {
+            let folder = root().join("tests/fixtures/reference/backbones").join(case);
+            let mut backbone = Backbone::open(&folder.join("weights.safetensors")).unwrap();
+            let stored = read(&folder.join("case.safetensors"));
+            let size = size(&stored, "input");
+            let encoder = Encoder::new(&backbone, size, Device::Cpu).unwrap();
+            let lora = LoraSpec { rank: 3, alpha: 6.0, attention };
+            let mut content = Tensors::new();
+            for (n, (name, shape)) in expected_content(&backbone.arch, &lora, 1).into_iter().enumerate() {
+                let wave = |i: usize| 0.1 * (i as f32 * 0.7 + n as f32).sin();
+                let data = (0..shape.iter().product()).map(wave).collect();
+                content.insert(name, runtime::backbone::Tensor { shape, data });
+            }
+            let parameters =
+                Parameters::from_stored(&backbone.arch, &lora, 1, &content, Device::Cpu).unwrap();
+            let factors = parameters.factors().unwrap();
+            let input = tensor(&stored["input"]);
+            let found = tch::no_grad(|| encoder.encode(&input, Some(&factors), true)).unwrap();
+            let bare = tch::no_grad(|| encoder.encode(&input, None, false)).unwrap();
+            assert!((&found.cls - bare.cls).abs().max().double_value(&[]) > 0.05, "{case}");
+
+            let heat = backbone.arch.heatmap().replace('-', "_");
+            merge(&mut backbone, &content, &lora).unwrap();
+            let graph = run_graph(backbone_graph(backbone, size).unwrap(), &stored["input"]).unwrap();
+            let embedding = graph.get("cls").or_else(|| graph.get("pooled")).unwrap();
+            close(&format!("{case} {attention:?} embedding"), &found.cls, &tensor(embedding), 1e-4);
+            close(
+                &format!("{case} {attention:?} patch"),
+                &found.patch.unwrap(),
+                &tensor(&graph["patch"]),
+                1e-4,
+            );
+            close(
+                &format!("{case} {attention:?} {heat}"),
+                &found.cls_attention,
+                &tensor(&graph[&heat]),
+                1e-5,
+            );
         }
     }
 }
