@@ -9,7 +9,7 @@ pub(super) type Part = (&'static str, &'static str);
 pub(super) struct Layout {
     pub family: Family,
     pub naming: Naming,
-    /// Outside the blocks. `mask` is used by nobody, but tells namings apart.
+    /// Outside the blocks. `mask` and `periods` are used by nobody, but tell namings apart.
     pub root: &'static [Part],
     /// The same, of what may be absent.
     pub optional: &'static [Part],
@@ -48,12 +48,13 @@ pub(super) const ALL: [&Layout; 13] = [
 
 /// Whether a canonical part is one tensor, not a layer with weight and bias.
 pub(super) fn is_tensor(part: &str) -> bool {
-    const TENSORS: [&str; 10] = [
+    const TENSORS: [&str; 11] = [
         "cls",
         "registers",
         "distillation",
         "positions",
         "mask",
+        "periods",
         "probe",
         "scale1",
         "scale2",
@@ -144,7 +145,8 @@ const DINOV3_ORIGINAL: Layout = Layout {
         ("norm", "norm"),
         ("mask", "mask_token"),
     ],
-    optional: &[],
+    // As RoPE's formula gives them.
+    optional: &[("periods", "rope_embed.periods")],
     blocks: &[Block {
         mlp: &[MLP, &[("gate", "mlp.w1"), ("up", "mlp.w2"), ("down", "mlp.w3")]],
         ..ORIGINAL_BLOCK

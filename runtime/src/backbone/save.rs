@@ -66,7 +66,7 @@ impl Writer<'_> {
     fn root(&mut self, (part, theirs): Part) {
         let d = self.backbone.arch.dim;
         let tensor = match part {
-            "mask" | "distillation" => return,
+            "mask" | "distillation" | "periods" => return,
             "registers" if self.sizes.registers == 0 => return,
             "cls" => self.get("cls").reshaped([1, 1, d]),
             "registers" => self.get("registers").reshaped([1, self.sizes.registers, d]),

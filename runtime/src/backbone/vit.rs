@@ -197,12 +197,11 @@ impl Names<'_> {
                 taker.layer(&to("fc2"), &from("fc2"), &[d, hidden]);
             }
             Mlp::SwiGlu { .. } => {
-                match self.of(n, "gate_up") {
-                    Some(both) => taker.split(&[to("gate"), to("up")], &both, &[hidden, d]),
-                    None => {
-                        taker.layer(&to("gate"), &from("gate"), &[hidden, d]);
-                        taker.layer(&to("up"), &from("up"), &[hidden, d]);
-                    }
+                if let Some(both) = self.of(n, "gate_up") {
+                    taker.split(&[to("gate"), to("up")], &both, &[hidden, d]);
+                } else {
+                    taker.layer(&to("gate"), &from("gate"), &[hidden, d]);
+                    taker.layer(&to("up"), &from("up"), &[hidden, d]);
                 }
                 taker.layer(&to("down"), &from("down"), &[d, hidden]);
             }

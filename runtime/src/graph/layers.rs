@@ -29,7 +29,9 @@ impl Take<'_> {
         if let Some(scale) = self.0.remove(scale) {
             let rows = weight.data.chunks_exact_mut(weight.shape[1]);
             for ((row, bias), s) in rows.zip(&mut bias.data).zip(&scale.data) {
-                row.iter_mut().for_each(|w| *w *= s);
+                for w in row.iter_mut() {
+                    *w *= s;
+                }
                 *bias *= s;
             }
         }
