@@ -37,6 +37,7 @@ mod detect;
 mod error;
 mod layout;
 mod load;
+mod modules;
 mod onnx;
 mod position;
 mod rope;
@@ -50,6 +51,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::arch::{Arch, Body, Davit, Embedding, Family, Mlp, Position, PositionResize, Stage, Vit};
 pub use self::error::BackboneError;
+pub use self::modules::{Modules, modules};
 pub use self::rope::Rope;
 use self::shards::Files;
 use crate::tensor::safetensors_bytes;

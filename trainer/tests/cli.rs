@@ -66,6 +66,10 @@ impl Folder {
         self.path(name).display().to_string()
     }
 
+    fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap()
+    }
+
     fn write(&self, name: &str, text: &str) {
         std::fs::write(self.path(name), text).unwrap();
     }
@@ -102,12 +106,30 @@ fn a_run_goes_from_fit_to_evaluate() {
     assert!(succeed(&strs(&fit)).contains("frozen linear probe: test AUROC"));
 
     let (run, out, data) = (folder.text("run"), folder.text("out"), folder.text("data.csv"));
-    assert!(
-        succeed(&["export", "--run", &run, "--out", &out, "--threads", "1"]).contains("largest difference")
-    );
+    let peft = folder.text("peft");
+    let told = succeed(&["export", "--run", &run, "--out", &out, "--threads", "1", "--peft", &peft]);
+    assert!(told.contains("largest difference"));
     let (plugin, _) = runtime::plugin::Plugin::read(&folder.path("out/bright-0.1.0.plugin")).unwrap();
     assert_eq!(plugin.manifest.backbone.blocks, Some(2));
     assert!(folder.path("out/bright-0.1.0.onnx").exists());
+
+    // The adapter is of Hugging Face's names, as the backbone: query, key and value apart.
+    folder.write(
+        "separate.toml",
+        &format!("{}lora = {{ attention = 'separate' }}\n", folder.read("task.toml")),
+    );
+    let mut again = folder.fit("separate.toml", "data.csv");
+    again.extend(["--blocks".into(), "2".into(), "--init-from".into(), peft.clone()]);
+    let last = again.iter().position(|word| *word == run).unwrap();
+    again[last] = folder.text("again");
+    succeed(&strs(&again));
+    let settings = folder.read("again/settings.json");
+    let adapter = std::fs::read(folder.path("peft/adapter_model.safetensors")).unwrap();
+    assert!(settings.contains(&runtime::tensor::sha256(&adapter)), "{settings}");
+    let mut other = folder.fit("task.toml", "data.csv");
+    other.extend(["--blocks".into(), "2".into(), "--init-from".into(), peft]);
+    other[last] = folder.text("other");
+    refuse(&strs(&other), "attention = 'separate'");
 
     let csv = folder.text("predictions.csv");
     succeed(&["predict", "--run", &run, "--data", &data, "--out", &csv, "--threads", "1"]);

@@ -6,13 +6,14 @@
 use std::path::{Path, PathBuf};
 
 use firmware_config::{AttentionLora, LoraSpec};
-use runtime::backbone::{Backbone, Tensors};
+use runtime::backbone::{Arch, Backbone, Tensors};
 use runtime::engine::run_graph;
 use runtime::graph::backbone_graph;
 use runtime::plugin::{expected_content, merge};
 use runtime::tensor::read_safetensors;
 use tch::{Device, Kind, Tensor};
 use trainer::model::{Encoder, Parameters, pool};
+use trainer::peft;
 
 const TOKENS: f64 = 5e-5;
 const ATTENTION: f64 = 2e-6;
@@ -150,54 +151,28 @@ fn adapted_backbones_match_their_merged_graphs() {
     }
 }
 
-/// peft's adapter under the plugin's names.
-fn adapter(path: &Path, dim: usize) -> Tensors {
-    let mut named = Tensors::new();
-    for (name, mut tensor) in read(path) {
-        let block = name.split('.').skip_while(|part| *part != "layer" && *part != "blocks").nth(1);
-        let part = [
-            ("patch_embed", "patch"),
-            ("qkv", "qkv"),
-            ("query", "q"),
-            ("q_proj", "q"),
-            ("key", "k"),
-            ("k_proj", "k"),
-            ("value", "v"),
-            ("v_proj", "v"),
-            ("output.dense", "o"),
-            ("o_proj", "o"),
-            ("attn.proj", "o"),
-        ]
-        .into_iter()
-        .find_map(|(pattern, part)| name.contains(pattern).then_some(part))
-        .unwrap_or_else(|| panic!("{name}"));
-        let factor = if name.contains("lora_A") { "A" } else { "B" };
-        if part == "patch" && factor == "B" {
-            tensor.shape.truncate(2);
-        }
-        let name = match block {
-            Some(n) if part != "patch" => format!("lora.blocks.{n}.{part}.{factor}"),
-            _ => format!("lora.patch.{factor}"),
-        };
-        assert!(named.insert(name, tensor).is_none());
-    }
+/// An adapter as PEFT wrote it, with a query and a one-label head of zeros.
+fn adapter(folder: &Path, arch: &Arch, lora: &LoraSpec) -> Tensors {
+    let mut content = peft::read(folder, arch, lora).unwrap();
+    let dim = arch.dim;
     for (name, shape) in [("query", vec![dim]), ("head.weight", vec![1, dim]), ("head.bias", vec![1])] {
         let data = vec![0.0; shape.iter().product()];
-        named.insert(name.into(), runtime::backbone::Tensor { shape, data });
+        content.insert(name.into(), runtime::backbone::Tensor { shape, data });
     }
-    named
+    content
 }
 
 #[test]
 fn both_forms_of_lora_match_peft() {
     for collection in collections() {
-        for (case, file, attention) in [
-            ("lora", "adapter_model.safetensors", AttentionLora::Separate),
-            ("lora", "adapter_v5/adapter_model.safetensors", AttentionLora::Separate),
-            ("lora_fused", "adapter_model.safetensors", AttentionLora::Fused),
+        for (case, within, attention) in [
+            ("lora", "", AttentionLora::Separate),
+            ("lora", "adapter_v5", AttentionLora::Separate),
+            ("lora_fused", "", AttentionLora::Fused),
+            ("lora_fused", "", AttentionLora::Separate),
         ] {
             let folder = collection.join(case);
-            if !folder.join(file).exists() {
+            if !folder.join(within).exists() {
                 continue;
             }
             let backbone = Backbone::open(&folder.join("weights.safetensors")).unwrap();
@@ -205,7 +180,7 @@ fn both_forms_of_lora_match_peft() {
             let encoder = Encoder::new(&backbone, size(&stored, "input"), Device::Cpu).unwrap();
             let arch = &backbone.arch;
             let lora = LoraSpec { rank: 4, alpha: 8.0, attention };
-            let factors = adapter(&folder.join(file), arch.dim);
+            let factors = adapter(&folder.join(within), arch, &lora);
             let parameters = Parameters::from_stored(arch, &lora, 1, &factors, Device::Cpu).unwrap();
             check(case, &encoder, &stored, Some(&parameters), "", 1e-4);
             let bare = encoder.encode(&tensor(&stored["input"]), None, true).unwrap();

@@ -54,6 +54,8 @@ impl From<BackboneError> for Stop {
 pub(super) struct Taker<'a> {
     /// Under the file's names, without the prefix.
     tensors: Tensors,
+    /// All of them at the start.
+    names: Vec<String>,
     prefix: &'a str,
     path: &'a Path,
     out: Tensors,
@@ -65,8 +67,17 @@ impl<'a> Taker<'a> {
     fn new(tensors: Tensors, found: &'a Found, path: &'a Path) -> Self {
         let own =
             |(name, tensor): (String, Tensor)| Some((name.strip_prefix(&found.prefix)?.to_owned(), tensor));
-        let tensors = tensors.into_iter().filter_map(own).collect();
-        Self { tensors, prefix: &found.prefix, path, out: Tensors::new(), missing: vec![], misshapen: None }
+        let tensors: Tensors = tensors.into_iter().filter_map(own).collect();
+        let names = tensors.keys().cloned().collect();
+        Self {
+            tensors,
+            names,
+            prefix: &found.prefix,
+            path,
+            out: Tensors::new(),
+            missing: vec![],
+            misshapen: None,
+        }
     }
 
     /// The file, for errors.
@@ -77,6 +88,11 @@ impl<'a> Taker<'a> {
     /// Whether the file has a tensor of that name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
+    }
+
+    /// Whether a tensor whose name ends so is in any block, taken or not.
+    pub(super) fn has_any(&self, end: &str) -> bool {
+        self.names.iter().any(|name| name.ends_with(end))
     }
 
     /// The shape of a tensor that tells sizes, which must have so many axes.

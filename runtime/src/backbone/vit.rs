@@ -28,7 +28,8 @@ pub(super) fn load(
     let family = found.layout.family;
     let root = |part: &str| theirs(found.layout.root, part).or_else(|| theirs(found.layout.optional, part));
     let there = |taker: &Taker<'_>, part: &str| root(part).filter(|name| taker.has(name));
-    let block = Names { at: found.layout.blocks[0].at.trim_end_matches(".N"), parts: &found.blocks[0] };
+    let at = found.layout.blocks[0].at.trim_end_matches(".N");
+    let block = Names { naming: found.layout.naming, at, parts: &found.blocks[0] };
 
     let patch = root("patch").unwrap_or_default();
     let weight = format!("{patch}.weight");
@@ -148,6 +149,7 @@ fn pooling_head(
 
 /// What a file calls the parts of its blocks.
 struct Names<'a> {
+    naming: Naming,
     at: &'a str,
     parts: &'a [Part],
 }
@@ -228,14 +230,16 @@ impl Names<'_> {
         }
         taker.split_tensor(&to, "weight", &format!("{fused}.weight"), &[d, d]);
         let attention = fused.trim_end_matches("qkv");
-        if taker.has(&format!("{fused}.bias")) {
-            taker.split_tensor(&to, "bias", &format!("{fused}.bias"), &[d]);
-        } else {
+        if self.naming == Naming::Timm {
+            // In all blocks or in none.
+            let biased = taker.has_any("attn.q_bias");
             for (to, part) in [(&to[0], "q_bias"), (&to[2], "v_bias")] {
                 let name = format!("{attention}{part}");
-                let bias = if taker.has(&name) { taker.take(&name, &[d]) } else { zeros(d) };
+                let bias = if biased { taker.take(&name, &[d]) } else { zeros(d) };
                 taker.put(format!("{to}.bias"), bias);
             }
+        } else {
+            taker.split_tensor(&to, "bias", &format!("{fused}.bias"), &[d]);
         }
         taker.put(format!("{}.bias", to[1]), zeros(d));
     }

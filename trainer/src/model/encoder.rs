@@ -15,7 +15,7 @@ pub struct Encoder {
 }
 
 enum Body {
-    Vit(VisionTransformer),
+    Vit(Box<VisionTransformer>),
     Davit(Davit),
 }
 
@@ -102,7 +102,7 @@ impl Encoder {
             ))
         })?;
         let body = match &arch.body {
-            BodyKind::Vit(_) => Body::Vit(VisionTransformer::new(&loader, grid)?),
+            BodyKind::Vit(_) => Body::Vit(Box::new(VisionTransformer::new(&loader, grid)?)),
             BodyKind::Davit(davit) => Body::Davit(Davit::new(&loader, davit, size)?),
         };
         Ok(Self { arch, device, body })
@@ -112,7 +112,7 @@ impl Encoder {
     #[must_use]
     pub fn share(&self) -> Self {
         let body = match &self.body {
-            Body::Vit(vit) => Body::Vit(vit.share()),
+            Body::Vit(vit) => Body::Vit(Box::new(vit.share())),
             Body::Davit(davit) => Body::Davit(davit.share()),
         };
         Self { arch: self.arch.clone(), device: self.device, body }
