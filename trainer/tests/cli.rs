@@ -146,6 +146,30 @@ fn a_run_goes_from_fit_to_evaluate() {
     assert!(succeed(&["evaluate", "--predictions", &csv]).contains("bright"));
 }
 
+/// Fit, export with its parity check, and golden cases, for the families that have no CLS or another way with positions.
+#[test]
+fn every_family_goes_from_fit_to_export() {
+    for (case, size, heatmap) in [
+        ("dinov3_fb_96x64", 32, "cls-attention"),
+        ("siglip_hf_98x84", 28, "pool-attention"),
+        ("davit_timm_48x48", 32, "pooled-similarity"),
+    ] {
+        let folder = Folder::new();
+        let task = folder.read("task.toml").replace("[28, 28]", &format!("[{size}, {size}]"));
+        folder.write("task.toml", &task.replace("epochs = 2", "epochs = 1"));
+        let mut fit = folder.fit("task.toml", "data.csv");
+        let at = fit.iter().position(|word| *word == backbone()).unwrap();
+        fit[at] = fit[at].replace("dinov2_hf_98x84", case);
+        succeed(&strs(&fit));
+        let (run, out) = (folder.text("run"), folder.text("out"));
+        succeed(&["export", "--run", &run, "--out", &out, "--threads", "1"]);
+        let (plugin, _) = runtime::plugin::Plugin::read(&folder.path("out/bright-0.1.0.plugin")).unwrap();
+        assert_eq!(plugin.manifest.heatmap, heatmap);
+        assert_eq!(plugin.content.contains_key("lora.patch.A"), !case.starts_with("davit"));
+        assert_eq!(plugin.golden.len(), 2);
+    }
+}
+
 #[test]
 fn bad_input_ends_with_code_2_and_one_sentence() {
     let folder = Folder::new();
