@@ -30,7 +30,7 @@ pub struct Manifest {
     /// What the plugin may be given; without it the service does not run the plugin.
     #[serde(default)]
     pub accepts: Option<Accepts>,
-    /// What the heat map is: `cls-attention`.
+    /// What the heat map is: `cls-attention`, `pool-attention` or `pooled-similarity` (docs/backbones.md).
     pub heatmap: String,
     /// Trainable parameters: factors, query and head.
     pub parameters: usize,
@@ -119,8 +119,8 @@ pub struct BackboneRef {
     pub licence: String,
 }
 
-/// Where the LoRA factors sit: always on the patch embedding and on every attention projection,
-/// `W' = W + (alpha / rank) B A`.
+/// Where the LoRA factors sit: always on the patch embedding (but for a DaViT's) and on every attention projection of the
+/// blocks, `W' = W + (alpha / rank) B A`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoraSpec {

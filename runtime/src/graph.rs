@@ -6,17 +6,22 @@
 //! pooling stand exactly two tensors, `slice_embeddings` and [`CLS_ATTENTION`], so an engine can cut there and
 //! encode each slice by itself.
 //!
-//! What can be computed once is computed here: positions are interpolated for the grid, LayerScale is folded into
-//! the projection before it, `1 / sqrt(head width)` into the query projection, and CLS and registers into the table that
-//! is added to the tokens. The last block computes the CLS row alone, since nothing else leaves the encoder.
+//! What can be computed once is computed here: positions are interpolated for the grid, rotations tabulated, LayerScale is
+//! folded into the projection before it, `1 / sqrt(head width)` into the query projection, the probe of a pooling head into
+//! its keys, and CLS and registers into the table that is added to the tokens. Where CLS is the embedding, the last block
+//! computes its row alone, since nothing else leaves the encoder.
 
 mod builder;
+mod davit;
+mod layers;
+mod pool;
 mod vit;
 
-use crate::backbone::{Backbone, Tensor, Tensors};
+use crate::backbone::{Arch, Backbone, Body, Embedding, Tensor, Tensors, Vit};
 use builder::Builder;
 
-/// Tensor `[S, N]`: last-block attention from CLS to the patches, mean over heads, not renormalised.
+/// Tensor `[S, N]`: last-block attention from CLS to the patches, mean over heads, not renormalised. On a backbone without
+/// CLS the pooling head's attention, or each token's share in the pooled embedding: [`Arch::heatmap`] says which.
 pub const CLS_ATTENTION: &str = "cls_attention";
 
 /// Metadata property with the patch grid, `gh,gw`.
@@ -57,13 +62,33 @@ impl GraphError {
     }
 }
 
-/// The number of patches along height and width.
-pub fn grid(size: [usize; 2], patch: usize) -> Result<[usize; 2], GraphError> {
-    match size {
-        [h, w] if h > 0 && w > 0 && h.is_multiple_of(patch) && w.is_multiple_of(patch) => {
-            Ok([h / patch, w / patch])
-        }
-        [height, width] => Err(GraphError::Size { height, width, patch }),
+/// Rows and columns of the token grid.
+fn grid(arch: &Arch, size: [usize; 2]) -> Result<[usize; 2], GraphError> {
+    let [height, width] = size;
+    arch.grid(size).ok_or(GraphError::Size { height, width, patch: arch.patch })
+}
+
+/// Names of an encoder's outputs.
+struct Encoded {
+    /// `[S, d]`.
+    embedding: String,
+    /// `[S, N]`, see [`CLS_ATTENTION`].
+    attention: String,
+    /// `[S, N, d]`; where CLS is the embedding, only where asked for.
+    patch: Option<String>,
+}
+
+/// Writes the encoder for `slices` `[S, 3, H, W]`, taking the weights out of the backbone as they are written.
+fn encode(
+    b: &mut Builder,
+    backbone: &mut Backbone,
+    size: [usize; 2],
+    grid: [usize; 2],
+    patches: bool,
+) -> Encoded {
+    match backbone.arch.body.clone() {
+        Body::Vit(vit) => vit::encode(b, backbone, &vit, grid, patches),
+        Body::Davit(davit) => davit::encode(b, backbone, &davit, size),
     }
 }
 
@@ -76,12 +101,12 @@ pub fn task_graph(
     size: [usize; 2],
     meta: &GraphMeta,
 ) -> Result<Vec<u8>, GraphError> {
-    let [gh, gw] = grid(size, backbone.arch.patch)?;
+    let [gh, gw] = grid(&backbone.arch, size)?;
     let d = backbone.arch.dim;
     let mut b = Builder::default();
-    let encoded = vit::encode(&mut b, &mut backbone, size, [gh, gw], vit::Outputs::ClsOnly);
-    b.rename(&encoded.cls, "slice_embeddings");
-    b.rename(&encoded.cls_attention, CLS_ATTENTION);
+    let encoded = encode(&mut b, &mut backbone, size, [gh, gw], false);
+    b.rename(&encoded.embedding, "slice_embeddings");
+    b.rename(&encoded.attention, CLS_ATTENTION);
 
     let classes = pool(&mut b, content, d);
     let heat = b.node("Mul", "pool.heat", &[CLS_ATTENTION, WEIGHTS]);
@@ -134,22 +159,26 @@ pub fn pooling_graph(content: &Tensors, d: usize) -> Vec<u8> {
     b.finish("scanside-pooling")
 }
 
-/// The bare backbone: `slices` → `cls` `[S, d]`, `patch` `[S, N, d]` (both after the final norm, registers removed) and
-/// `cls_attention` `[S, N]`.
+/// The bare backbone: `slices` → `cls` `[S, d]` (`pooled` where there is no CLS), `patch` `[S, N, d]` (both after the final norm,
+/// registers removed; a DaViT's patch tokens are before it) and `[S, N]` what the heat map is made of: `cls_attention`,
+/// `pool_attention` or `pooled_similarity`.
 pub fn backbone_graph(mut backbone: Backbone, size: [usize; 2]) -> Result<Vec<u8>, GraphError> {
-    let grid = grid(size, backbone.arch.patch)?;
+    let grid = grid(&backbone.arch, size)?;
     let (d, n) = (backbone.arch.dim, grid[0] * grid[1]);
+    let has_cls = matches!(backbone.arch.body, Body::Vit(Vit { embedding: Embedding::Cls, .. }));
+    let (embedding, attention) =
+        (if has_cls { "cls" } else { "pooled" }, backbone.arch.heatmap().replace('-', "_"));
     let mut b = Builder::default();
-    let encoded = vit::encode(&mut b, &mut backbone, size, grid, vit::Outputs::AllTokens);
-    b.rename(&encoded.cls, "cls");
-    b.rename(&encoded.cls_attention, CLS_ATTENTION);
+    let encoded = encode(&mut b, &mut backbone, size, grid, true);
+    b.rename(&encoded.embedding, embedding);
+    b.rename(&encoded.attention, &attention);
     if let Some(patch) = encoded.patch {
         b.rename(&patch, "patch");
     }
     b.input("slices", &[None, Some(3), Some(size[0]), Some(size[1])]);
-    b.output("cls", &[None, Some(d)]);
+    b.output(embedding, &[None, Some(d)]);
     b.output("patch", &[None, Some(n), Some(d)]);
-    b.output(CLS_ATTENTION, &[None, Some(n)]);
+    b.output(&attention, &[None, Some(n)]);
     b.property("scanside.backbone_sha256", &backbone.sha256);
     Ok(b.finish("scanside-backbone"))
 }

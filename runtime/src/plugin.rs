@@ -15,7 +15,8 @@
 //!
 //! Content tensors (`r` rank, `d` width, `p` patch, `C` labels): `lora.patch.A` `[r, 3, p, p]`, `lora.patch.B` `[d, r]`;
 //! `lora.blocks.N.qkv.A` `[r, d]`, `.B` `[3 d, r]` (fused) or `lora.blocks.N.{q,k,v}.A` `[r, d]`, `.B` `[d, r]` (separate);
-//! `lora.blocks.N.o.{A,B}`; `query` `[d]`; `head.weight` `[C, d]`; `head.bias` `[C]`.
+//! `lora.blocks.N.o.{A,B}`; `query` `[d]`; `head.weight` `[C, d]`; `head.bias` `[C]`. On a DaViT there is no `lora.patch`, and
+//! `d` of a block's factors is the width of its stage.
 
 mod file;
 mod merge;
@@ -186,34 +187,54 @@ fn tensor_error(error: &TensorError, path: &Path) -> PluginError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backbone::{Family, Mlp, PositionResize};
+    use crate::backbone::{Body, Davit, Embedding, Family, Mlp, Position, Stage, Vit};
     use firmware_config::AttentionLora::{Fused, Separate};
 
-    fn arch(dim: usize, depth: usize, patch: usize) -> Arch {
-        Arch {
-            family: Family::Dinov2,
-            dim,
+    fn vit(family: Family, dim: usize, depth: usize, patch: usize) -> Arch {
+        let vit = Vit {
             depth,
-            heads: dim / 64,
-            patch,
-            native_grid: 37,
+            heads: 1,
+            embedding: Embedding::Cls,
             registers: 0,
             mlp: Mlp::Gelu { hidden: 4 * dim },
-            norm_eps: 1e-6,
-            resize: PositionResize::Bicubic,
-        }
+            layer_scale: true,
+            position: Position::Rope { theta: 100.0 },
+        };
+        Arch { family, dim, patch, norm_eps: 1e-6, body: Body::Vit(vit) }
     }
 
     #[test]
     fn parameter_counts_are_the_papers() {
+        use Family::{Dinov2, Dinov3, Siglip};
         let count = |arch: Arch, attention, labels| {
             parameters(&arch, &LoraSpec { rank: 8, alpha: 16.0, attention }, labels)
         };
-        assert_eq!(count(arch(384, 12, 14), Fused, 1), 229_729);
-        assert_eq!(count(arch(384, 12, 16), Fused, 1), 231_169);
-        assert_eq!(count(arch(768, 12, 16), Fused, 1), 456_193);
-        assert_eq!(count(arch(768, 12, 14), Fused, 18), 467_826);
-        assert_eq!(count(arch(1024, 24, 16), Fused, 1), 1_196_033);
-        assert_eq!(count(arch(1024, 24, 16), Separate, 1), 1_589_249);
+        assert_eq!(count(vit(Dinov2, 384, 12, 14), Fused, 1), 229_729);
+        assert_eq!(count(vit(Dinov3, 384, 12, 16), Fused, 1), 231_169);
+        assert_eq!(count(vit(Dinov3, 768, 12, 16), Fused, 1), 456_193);
+        assert_eq!(count(vit(Dinov2, 768, 12, 14), Fused, 18), 467_826);
+        assert_eq!(count(vit(Dinov3, 1024, 24, 16), Fused, 1), 1_196_033);
+        assert_eq!(count(vit(Dinov3, 1024, 24, 16), Separate, 1), 1_589_249);
+        assert_eq!(count(vit(Siglip, 1152, 27, 14), Fused, 1), 1_509_217);
+        assert_eq!(count(vit(Siglip, 1152, 27, 14), Separate, 1), 2_006_881);
+    }
+
+    #[test]
+    fn a_davit_has_factors_of_each_stages_width_and_none_on_its_convolutions() {
+        let stage =
+            |dim, depth| Stage { dim, depth, heads: 1, groups: 1, kernel: 3, stride: 2, hidden: 4 * dim };
+        let davit = Davit { stages: vec![stage(24, 1), stage(48, 2)], window: 4, final_norm: true };
+        let arch =
+            Arch { family: Family::Davit, dim: 48, patch: 8, norm_eps: 1e-5, body: Body::Davit(davit) };
+        let lora = LoraSpec { rank: 2, alpha: 4.0, attention: Fused };
+        let content = expected_content(&arch, &lora, 1);
+        let of = |name: &str| content.iter().find(|(n, _)| n == name).map(|(_, shape)| shape.clone());
+        assert_eq!(of("lora.blocks.1.qkv.B"), Some(vec![72, 2]));
+        assert_eq!(of("lora.blocks.2.o.A"), Some(vec![2, 48]));
+        assert_eq!(of("lora.blocks.5.o.B"), Some(vec![48, 2]));
+        // Two blocks of width 24 and four of 48, each with A and B of qkv and o; query and head.
+        let width = 2 * 24 + 4 * 48;
+        assert_eq!(parameters(&arch, &lora, 1), 2 * width * (1 + 3 + 1 + 1) + 48 + 49);
+        assert!(content.iter().all(|(name, _)| !name.contains("patch")));
     }
 }

@@ -92,18 +92,31 @@ pub struct SafetensorsFile {
 
 /// Reads a safetensors file in one pass; the memory used is that of its tensors and one tensor's bytes.
 pub fn read_safetensors(path: &Path) -> Result<SafetensorsFile, TensorError> {
+    read_safetensors_where(path, &|_| true)
+}
+
+/// Reads the tensors of a safetensors file whose names `keep` approves of; the others are read for the digest only.
+pub fn read_safetensors_where(
+    path: &Path,
+    keep: &dyn Fn(&str) -> bool,
+) -> Result<SafetensorsFile, TensorError> {
     let io = |source| TensorError::Io { path: path.into(), source };
     let file = File::open(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
-    read_from(BufReader::with_capacity(1 << 20, file), length, path)
+    read_from(BufReader::with_capacity(1 << 20, file), length, path, keep)
 }
 
 /// Reads safetensors from memory; `path` names it in errors.
 pub fn parse_safetensors(bytes: &[u8], path: &Path) -> Result<SafetensorsFile, TensorError> {
-    read_from(bytes, bytes.len() as u64, path)
+    read_from(bytes, bytes.len() as u64, path, &|_| true)
 }
 
-fn read_from(mut reader: impl Read, length: u64, path: &Path) -> Result<SafetensorsFile, TensorError> {
+fn read_from(
+    mut reader: impl Read,
+    length: u64,
+    path: &Path,
+    keep: &dyn Fn(&str) -> bool,
+) -> Result<SafetensorsFile, TensorError> {
     let malformed = |detail: String| TensorError::Malformed { path: path.into(), detail };
     let mut hash = Sha256::new();
     let mut take = |n: usize| -> Result<Vec<u8>, TensorError> {
@@ -146,7 +159,11 @@ fn read_from(mut reader: impl Read, length: u64, path: &Path) -> Result<Safetens
             return Err(malformed(format!("tensor {name} lies behind the end of the file")));
         }
         at = end;
-        let data = to_f32(&take(end - start)?, info.dtype).ok_or_else(|| TensorError::Type {
+        let bytes = take(end - start)?;
+        if !keep(&name) {
+            continue;
+        }
+        let data = to_f32(&bytes, info.dtype).ok_or_else(|| TensorError::Type {
             path: path.into(),
             name: name.clone(),
             found: format!("{:?}", info.dtype),

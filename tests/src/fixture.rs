@@ -136,7 +136,7 @@ pub fn random_task(backbone: &Backbone) -> Plugin {
         recipe,
         streamable: false,
         accepts: None,
-        heatmap: "cls-attention".into(),
+        heatmap: backbone.arch.heatmap().into(),
         parameters: content.values().map(|t| t.data.len()).sum(),
         content_sha256: String::new(),
         graph_sha256: "0".repeat(64),

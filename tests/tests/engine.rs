@@ -5,7 +5,9 @@ use std::path::Path;
 use runtime::backbone::Backbone;
 use runtime::engine::{Engine, EngineError, Output, run_graph};
 use runtime::graph::{GraphMeta, task_graph};
+use runtime::plugin::{Plugin, build_graph};
 use runtime::tensor::{Tensor, Tensors};
+use tests::fixture::random_task;
 use tests::reference::{difference, tensors};
 
 const CASE: &str = "fixtures/reference/backbones/dinov2reg4_timm_42x56";
@@ -65,6 +67,36 @@ fn cut_halves_equal_the_whole_graph() {
         found.slice_weights.iter().any(|w| (w - 1.0 / 7.0).abs() > 1e-3),
         "the query prefers some slices"
     );
+}
+
+/// Of every family: a tiny one, a slice at a time.
+#[test]
+fn each_familys_graph_is_cut_without_loss() {
+    for case in ["dinov3_fb_96x64", "vit_hf_96x80", "siglip_hf_98x84", "davit_timm_48x48", "davit_hf_60x44"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/reference/backbones").join(case);
+        let backbone = Backbone::open(&folder.join("weights.safetensors")).unwrap();
+        let input = tensors(&folder.join("case.safetensors")).remove("input").unwrap();
+        let size = [input.shape[2], input.shape[3]];
+        let (dim, grid) = (backbone.arch.dim, backbone.arch.grid(size).unwrap());
+        let Plugin { mut manifest, content, .. } = random_task(&backbone);
+        manifest.recipe.size = size;
+        let graph = build_graph(backbone, &manifest, &content).unwrap();
+        let whole = run_graph(graph.clone(), &input).unwrap();
+        let engine = Engine::load(graph, 2).unwrap();
+        assert_eq!((engine.size(), engine.grid(), engine.dim(), engine.classes()), (size, grid, dim, 2));
+        let each = input.data.len() / 2;
+        let found = engine.run(2, &|s, out| out.copy_from_slice(&input.data[s * each..][..each])).unwrap();
+        for (name, values) in [
+            ("logits", &found.logits),
+            ("slice_weights", &found.slice_weights),
+            ("heatmap", &found.heatmap),
+            ("slice_embeddings", &found.embeddings),
+        ] {
+            let difference = difference(&whole[name], &Tensor::new([values.len()], values.clone()));
+            assert!(difference <= 2e-5, "{case}: {name} differs by {difference:e}");
+        }
+        assert!(found.heatmap.iter().any(|x| *x > 1e-3), "{case}");
+    }
 }
 
 #[test]

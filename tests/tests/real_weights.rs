@@ -3,10 +3,11 @@
 
 use std::path::Path;
 
-use runtime::backbone::{Backbone, Naming};
+use firmware_config::{AttentionLora, LoraSpec};
+use runtime::backbone::{Backbone, Body, Naming, Position, PositionResize};
 use runtime::engine::{Engine, run_graph};
 use runtime::graph::backbone_graph;
-use runtime::plugin::{Plugin, build_graph};
+use runtime::plugin::{Plugin, build_graph, parameters};
 use runtime::tensor::Tensors;
 use tests::fixture::random_task;
 use tests::reference::{difference, roots, tensors};
@@ -21,8 +22,13 @@ fn the_packaged_onnx_file_is_a_dinov2_vit_s() {
     let backbone = backbone();
     assert_eq!(backbone.sha256, "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355");
     assert_eq!(backbone.naming, Naming::Onnx);
-    assert_eq!((backbone.arch.dim, backbone.arch.depth, backbone.arch.heads), (384, 12, 6));
-    assert_eq!((backbone.arch.patch, backbone.arch.native_grid, backbone.arch.registers), (14, 37, 0));
+    assert_eq!(backbone.name(), "DINOv2 ViT-S/14");
+    assert_eq!((backbone.arch.dim, backbone.arch.patch), (384, 14));
+    let Body::Vit(vit) = &backbone.arch.body else { panic!("{:?}", backbone.arch) };
+    assert_eq!((vit.depth, vit.heads, vit.registers), (12, 6, 0));
+    assert!(matches!(vit.position, Position::Table { grid: 37, resize: PositionResize::Bicubic }));
+    let lora = LoraSpec { rank: 8, alpha: 16.0, attention: AttentionLora::Fused };
+    assert_eq!(parameters(&backbone.arch, &lora, 1), 229_729);
 }
 
 #[test]

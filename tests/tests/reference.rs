@@ -18,29 +18,78 @@ fn run(backbone: Backbone, input: &Tensor) -> Tensors {
     run_graph(graph, input).unwrap()
 }
 
+/// The tolerance of each output that a case may hold.
+const OUTPUTS: [(&str, f32); 5] = [
+    ("cls", TOKENS),
+    ("pooled", TOKENS),
+    ("patch", TOKENS),
+    ("cls_attention", ATTENTION),
+    ("pool_attention", ATTENTION),
+];
+
 #[test]
-fn every_dinov2_case_matches() {
-    for case in cases("backbones", "dinov2") {
+fn every_backbone_case_matches() {
+    let mut families = std::collections::BTreeSet::new();
+    for case in cases("backbones", "") {
         let backbone = Backbone::open(&case.join("weights.safetensors")).unwrap();
-        let expected = tensors(&case.join("case.safetensors"));
-        let found = run(backbone, &expected["input"]);
-        for (name, tolerance) in [("cls", TOKENS), ("patch", TOKENS), ("cls_attention", ATTENTION)] {
-            let difference = difference(&found[name], &expected[name]);
+        families.insert(backbone.arch.family.to_string());
+        let mut expected = tensors(&case.join("case.safetensors"));
+        let found = run(backbone, &expected.remove("input").unwrap());
+        for (name, expected) in expected {
+            let (_, tolerance) = OUTPUTS.into_iter().find(|(n, _)| *n == name).unwrap();
+            let difference = difference(&found[&name], &expected);
             assert!(difference <= tolerance, "{}: {name} differs by {difference:e}", case.display());
         }
     }
+    assert_eq!(families.into_iter().collect::<Vec<_>>(), ["DINOv2", "DINOv3", "DaViT", "SigLIP", "ViT"]);
 }
 
+/// Without an independent number for it, what a share is: the shares of a slice's tokens sum to 1, and a change of one token
+/// along the embedding's direction changes its share alone.
 #[test]
-fn other_families_are_refused_by_name() {
-    for family in ["vit", "siglip", "dinov3", "davit"] {
-        let root = tests::reference::roots().pop().unwrap();
-        for case in
-            [root.join("backbones")].iter().filter_map(|d| std::fs::read_dir(d).ok()).flatten().flatten()
-        {
-            if case.file_name().to_string_lossy().starts_with(family) {
-                let error = Backbone::open(&case.path().join("weights.safetensors")).unwrap_err();
-                assert!(error.is_bad_input() && error.to_string().contains("DINOv2"), "{error}");
+fn the_shares_of_a_davits_tokens_sum_to_one() {
+    for case in cases("backbones", "davit") {
+        let backbone = Backbone::open(&case.join("weights.safetensors")).unwrap();
+        let found = run(backbone.clone(), &tensors(&case.join("case.safetensors"))["input"]);
+        let (shares, pooled, patch) = (&found["pooled_similarity"], &found["pooled"], &found["patch"]);
+        let [slices, count, d] = patch.shape[..] else { panic!("{:?}", patch.shape) };
+        for s in 0..slices {
+            let shares = &shares.data[s * count..][..count];
+            assert!((shares.iter().sum::<f32>() - 1.0).abs() < 1e-5, "{shares:?}");
+            // In float64 from the outputs: u · w (t - mean t) / (N σ), over u · u.
+            let get = |name: &str| backbone.tensors.get(name).map(|t| t.data.clone());
+            let (w, bias) = (get("norm.weight"), get("norm.bias"));
+            let tokens = patch.data[s * count * d..][..count * d].chunks_exact(d);
+            let mean = |x: &[f32]| x.iter().map(|x| f64::from(*x)).sum::<f64>() / d as f64;
+            let centre: Vec<f64> = (0..d)
+                .map(|c| {
+                    tokens
+                        .clone()
+                        .map(|t| f64::from(t[c]) - if w.is_some() { mean(t) } else { 0.0 })
+                        .sum::<f64>()
+                })
+                .map(|sum| sum / count as f64)
+                .collect();
+            let sigma = match w {
+                Some(_) => (centre.iter().map(|x| x * x).sum::<f64>() / d as f64 + 1e-5).sqrt(),
+                None => 1.0,
+            };
+            let weight = |c: usize| w.as_ref().map_or(1.0, |w| f64::from(w[c]));
+            let u: Vec<f64> = centre.iter().enumerate().map(|(c, x)| weight(c) * x / sigma).collect();
+            for (c, u) in u.iter().enumerate() {
+                let b = bias.as_ref().map_or(0.0, |b| f64::from(b[c]));
+                assert!(
+                    (u + b - f64::from(pooled.data[s * d + c])).abs() < 5e-5,
+                    "the embedding is u and the bias"
+                );
+            }
+            let square: f64 = u.iter().map(|u| u * u).sum();
+            for (token, share) in tokens.zip(shares) {
+                let centre = if w.is_some() { mean(token) } else { 0.0 };
+                let part: f64 =
+                    (0..d).map(|c| u[c] * weight(c) * (f64::from(token[c]) - centre)).sum::<f64>();
+                let expected = part / (count as f64 * sigma) / square;
+                assert!((expected - f64::from(*share)).abs() < 1e-5, "{expected} and {share}");
             }
         }
     }

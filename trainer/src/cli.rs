@@ -14,7 +14,7 @@ use trainer::run::Run;
 use trainer::task::Task;
 use trainer::{Error, device};
 
-/// Fits task plugins for 3D medical image classification on a frozen 2D vision transformer, and exports them.
+/// Fits task plugins for 3D medical image classification on a frozen 2D vision backbone, and exports them.
 ///
 /// For research only. Exit code 0: done; 1: a fault of the machine; 2: wrong input or usage.
 #[derive(Parser)]
@@ -47,7 +47,7 @@ struct Fit {
     /// Table with the columns id, split (train, val, test), image and one a label (0, 1 or empty)
     #[arg(long, value_name = "CSV")]
     data: PathBuf,
-    /// Backbone weights: safetensors in the naming of Hugging Face, timm or the original code
+    /// Backbone weights: safetensors in the naming of Hugging Face, timm or the original code; a sharded one's index or folder
     #[arg(long, value_name = "FILE")]
     backbone: PathBuf,
     /// Run folder
@@ -56,6 +56,9 @@ struct Fit {
     /// Use only the backbone's first N blocks and its final norm [default: the task's, or all]
     #[arg(long, value_name = "N")]
     blocks: Option<usize>,
+    /// PEFT adapter to start from: a folder with adapter_model.safetensors and adapter_config.json
+    #[arg(long, value_name = "DIR")]
+    init_from: Option<PathBuf>,
     /// Also fit a linear probe on frozen embeddings of the same volumes, to compare with
     #[arg(long)]
     probe: bool,
@@ -77,6 +80,13 @@ struct Export {
     out: PathBuf,
     #[command(flatten)]
     moved: Moved,
+    /// Also write the factors as a PEFT adapter (adapter_model.safetensors, adapter_config.json) into this folder
+    #[arg(long, value_name = "DIR")]
+    peft: Option<PathBuf>,
+    /// Whose names the adapter has: hugging-face, hugging-face-newer (transformers 5), timm or original [default: the
+    /// backbone file's]
+    #[arg(long, value_name = "NAMING", requires = "peft")]
+    peft_naming: Option<String>,
     /// Data table, for the scans compared [default: where the run was fitted]
     #[arg(long, value_name = "CSV")]
     data: Option<PathBuf>,
@@ -233,6 +243,7 @@ fn run_fit(args: Fit) -> Result<()> {
         data: args.data,
         backbone: args.backbone,
         out: args.out.clone(),
+        init_from: args.init_from,
         device: device::parse(&args.machine.device)?,
         threads: threads(args.machine.threads),
         probe: args.probe,
@@ -265,6 +276,7 @@ fn run_export(args: Export) -> Result<()> {
         out: args.out,
         backbone: args.moved.backbone,
         data: args.data,
+        peft: args.peft.map(|folder| (folder, args.peft_naming)),
         device: device::parse(&args.machine.device)?,
         threads: threads(args.machine.threads),
     })?;

@@ -53,6 +53,14 @@ pub enum Error {
         /// What was found and what is expected.
         problem: String,
     },
+    /// A PEFT adapter cannot be read or written.
+    #[error("the adapter {path} cannot be used: {problem}")]
+    Adapter {
+        /// The folder or a file in it.
+        path: PathBuf,
+        /// What was found and what is expected.
+        problem: String,
+    },
     /// `--device` names something that is not there.
     #[error("the device `{device}` cannot be used: {problem}")]
     Device {
@@ -115,6 +123,7 @@ impl Error {
             | Self::Row { .. }
             | Self::Backbone { .. }
             | Self::Run { .. }
+            | Self::Adapter { .. }
             | Self::Device { .. } => true,
             Self::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
             Self::Scan { source, .. } => source.is_bad_input(),

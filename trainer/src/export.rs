@@ -10,6 +10,7 @@ mod parity;
 use std::path::{Path, PathBuf};
 
 use firmware_config::{BackboneRef, Label, Manifest, SCHEMA, Threshold};
+use runtime::backbone::Naming;
 use runtime::engine::Engine;
 use runtime::plugin::{Plugin, build_graph, content_sha256};
 use runtime::tensor::sha256;
@@ -23,6 +24,7 @@ use crate::data::Table;
 use crate::evaluate::Predictions;
 use crate::fit::write_json;
 use crate::metrics::youden;
+use crate::peft;
 use crate::run::{Run, file};
 
 /// File in the run folder with [`Exported`] as JSON.
@@ -39,6 +41,8 @@ pub struct Options {
     pub backbone: Option<PathBuf>,
     /// Data table, if it is not any more where the run was fitted.
     pub data: Option<PathBuf>,
+    /// Folder for the factors as a PEFT adapter, if they are wanted so, and the naming of its modules.
+    pub peft: Option<(PathBuf, Option<String>)>,
     /// Where libtorch computes.
     pub device: Device,
     /// Threads of libtorch and of the engine.
@@ -89,7 +93,7 @@ pub fn export(options: &Options) -> Result<Exported, Error> {
         recipe: task.recipe.clone(),
         streamable: task.recipe.streamable(),
         accepts: task.accepts.clone(),
-        heatmap: "cls-attention".into(),
+        heatmap: backbone.arch.heatmap().into(),
         parameters: network.parameters.count(),
         content_sha256: content_sha256(&content, &lora, &task.recipe),
         lora,
@@ -97,6 +101,7 @@ pub fn export(options: &Options) -> Result<Exported, Error> {
         golden: Vec::new(),
         build: concat!("scanside-train ", env!("CARGO_PKG_VERSION")).into(),
     };
+    let (arch, names) = (backbone.arch.clone(), backbone.naming);
     let graph = build_graph(backbone, &manifest, &content)?;
     manifest.graph_sha256 = sha256(&graph);
     let engine = Engine::load(graph.clone(), options.threads.max(1)).map_err(runtime::Error::from)?;
@@ -109,6 +114,15 @@ pub fn export(options: &Options) -> Result<Exported, Error> {
     parity.enforce()?;
     manifest.golden = golden.iter().map(|g| g.case.clone()).collect();
 
+    if let Some((folder, naming)) = &options.peft {
+        let of_the_file = match names {
+            Naming::Original => "original",
+            Naming::Timm => "timm",
+            Naming::HuggingFace | Naming::Onnx => "hugging-face",
+        };
+        let naming = naming.as_deref().unwrap_or(of_the_file);
+        peft::write(folder, &arch, &manifest.lora, &content, naming)?;
+    }
     let plugin = Plugin {
         card: card::markdown(&run, &manifest, &parity)?,
         golden: golden.into_iter().map(|g| (g.case.name, g.voxels)).collect(),

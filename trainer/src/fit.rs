@@ -23,6 +23,7 @@ use crate::Error;
 use crate::data::{Cache, Split, Table, augment, in_order};
 use crate::model::{Encoder, Group, Network, Parameters};
 use crate::optim::{AdamW, Rates, norm, schedule};
+use crate::peft;
 use crate::predict::{self, Row};
 use crate::random::{Purpose, generator, permutation};
 use crate::run::{BackboneFile, DataFile, Settings, file, open_backbone};
@@ -42,6 +43,8 @@ pub struct Options {
     pub backbone: PathBuf,
     /// Run folder.
     pub out: PathBuf,
+    /// Folder with a PEFT adapter to start from; what it does not hold starts as always.
+    pub init_from: Option<PathBuf>,
     /// `cpu` or `cuda:N`.
     pub device: Device,
     /// libtorch's threads; a resumed fit keeps those of its checkpoint.
@@ -104,8 +107,15 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
     write_json(&options.out.join(file::SETTINGS), &settings)?;
 
     let lora = task.lora_spec();
-    let parameters =
+    let mut parameters =
         Parameters::init(&backbone.arch, &lora, task.labels.len(), task.train.seed, options.device)?;
+    if let (Some(folder), None) = (&options.init_from, &resumed) {
+        let mut stored = parameters.to_stored()?;
+        stored.extend(peft::read(folder, &backbone.arch, &lora)?);
+        parameters =
+            Parameters::from_stored(&backbone.arch, &lora, task.labels.len(), &stored, options.device)
+                .map_err(|problem| Error::Adapter { path: folder.clone(), problem })?;
+    }
     let network = Network { encoder: Encoder::new(&backbone, task.recipe.size, options.device)?, parameters };
     drop(backbone);
     let named = network.parameters.named.iter();
@@ -170,6 +180,7 @@ fn settings(
             Device::Cuda(n) => format!("cuda:{n}"),
             _ => "cpu".into(),
         },
+        init_from_sha256: options.init_from.as_deref().map(peft::sha256).transpose()?,
     };
     let known = |i: &usize| options.task.loss.terms(&table.samples[*i].targets) > 0;
     if !table.split(Split::Train).iter().any(known) {

@@ -18,6 +18,7 @@ pub mod loss;
 pub mod metrics;
 pub mod model;
 pub mod optim;
+pub mod peft;
 pub mod phantom;
 pub mod predict;
 pub mod probe;

@@ -1,12 +1,15 @@
-//! The network: a frozen vision transformer with LoRA factors, attention pooling over slices and a linear head.
+//! The network: a frozen backbone with LoRA factors, attention pooling over slices and a linear head.
 //!
-//! `h_s` = CLS token of slice `s` after the final norm; `a = softmax(H q / √d)`, `v = aᵀ H`,
+//! `h_s` = CLS token of slice `s` after the final norm, or what a backbone without one pools; `a = softmax(H q / √d)`, `v = aᵀ H`,
 //! `logits = W v + b` (arXiv 2512.12887). The backbone's weights never ask for a gradient and there is no dropout, so
 //! there is no difference between training and inference.
 
+mod davit;
 mod encoder;
 mod network;
 mod parameters;
+mod pooling_head;
+mod rotation;
 
 pub use encoder::{Encoder, Encoding};
 pub(crate) use network::chunks;

@@ -50,6 +50,9 @@ pub struct Settings {
     pub threads: usize,
     /// `cpu` or `cuda:N`.
     pub device: String,
+    /// SHA-256 of the PEFT adapter that the fit started from, if it did.
+    #[serde(default)]
+    pub init_from_sha256: Option<String>,
 }
 
 /// Which backbone.
@@ -88,6 +91,7 @@ impl Settings {
             ("backbone", self.backbone.sha256 != other.backbone.sha256),
             ("data table", self.data.sha256 != other.data.sha256),
             ("device", self.device != other.device),
+            ("adapter to start from", self.init_from_sha256 != other.init_from_sha256),
         ];
         checks.into_iter().find_map(|(what, differs)| differs.then_some(what))
     }

@@ -66,6 +66,10 @@ impl Folder {
         self.path(name).display().to_string()
     }
 
+    fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap()
+    }
+
     fn write(&self, name: &str, text: &str) {
         std::fs::write(self.path(name), text).unwrap();
     }
@@ -102,12 +106,30 @@ fn a_run_goes_from_fit_to_evaluate() {
     assert!(succeed(&strs(&fit)).contains("frozen linear probe: test AUROC"));
 
     let (run, out, data) = (folder.text("run"), folder.text("out"), folder.text("data.csv"));
-    assert!(
-        succeed(&["export", "--run", &run, "--out", &out, "--threads", "1"]).contains("largest difference")
-    );
+    let peft = folder.text("peft");
+    let told = succeed(&["export", "--run", &run, "--out", &out, "--threads", "1", "--peft", &peft]);
+    assert!(told.contains("largest difference"));
     let (plugin, _) = runtime::plugin::Plugin::read(&folder.path("out/bright-0.1.0.plugin")).unwrap();
     assert_eq!(plugin.manifest.backbone.blocks, Some(2));
     assert!(folder.path("out/bright-0.1.0.onnx").exists());
+
+    // The adapter is of Hugging Face's names, as the backbone: query, key and value apart.
+    folder.write(
+        "separate.toml",
+        &format!("{}lora = {{ attention = 'separate' }}\n", folder.read("task.toml")),
+    );
+    let mut again = folder.fit("separate.toml", "data.csv");
+    again.extend(["--blocks".into(), "2".into(), "--init-from".into(), peft.clone()]);
+    let last = again.iter().position(|word| *word == run).unwrap();
+    again[last] = folder.text("again");
+    succeed(&strs(&again));
+    let settings = folder.read("again/settings.json");
+    let adapter = std::fs::read(folder.path("peft/adapter_model.safetensors")).unwrap();
+    assert!(settings.contains(&runtime::tensor::sha256(&adapter)), "{settings}");
+    let mut other = folder.fit("task.toml", "data.csv");
+    other.extend(["--blocks".into(), "2".into(), "--init-from".into(), peft]);
+    other[last] = folder.text("other");
+    refuse(&strs(&other), "attention = 'separate'");
 
     let csv = folder.text("predictions.csv");
     succeed(&["predict", "--run", &run, "--data", &data, "--out", &csv, "--threads", "1"]);
@@ -122,6 +144,30 @@ fn a_run_goes_from_fit_to_evaluate() {
     let json = succeed(&["evaluate", "--predictions", &csv, "--split", "train", "--json"]);
     assert!(json.contains("\"macro_auroc\""));
     assert!(succeed(&["evaluate", "--predictions", &csv]).contains("bright"));
+}
+
+/// Fit, export with its parity check, and golden cases, for the families that have no CLS or another way with positions.
+#[test]
+fn every_family_goes_from_fit_to_export() {
+    for (case, size, heatmap) in [
+        ("dinov3_fb_96x64", 32, "cls-attention"),
+        ("siglip_hf_98x84", 28, "pool-attention"),
+        ("davit_timm_48x48", 32, "pooled-similarity"),
+    ] {
+        let folder = Folder::new();
+        let task = folder.read("task.toml").replace("[28, 28]", &format!("[{size}, {size}]"));
+        folder.write("task.toml", &task.replace("epochs = 2", "epochs = 1"));
+        let mut fit = folder.fit("task.toml", "data.csv");
+        let at = fit.iter().position(|word| *word == backbone()).unwrap();
+        fit[at] = fit[at].replace("dinov2_hf_98x84", case);
+        succeed(&strs(&fit));
+        let (run, out) = (folder.text("run"), folder.text("out"));
+        succeed(&["export", "--run", &run, "--out", &out, "--threads", "1"]);
+        let (plugin, _) = runtime::plugin::Plugin::read(&folder.path("out/bright-0.1.0.plugin")).unwrap();
+        assert_eq!(plugin.manifest.heatmap, heatmap);
+        assert_eq!(plugin.content.contains_key("lora.patch.A"), !case.starts_with("davit"));
+        assert_eq!(plugin.golden.len(), 2);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use runtime::backbone::{Arch, Backbone, Mlp, Tensor, Tensors};
+use runtime::backbone::{Arch, Backbone, Body, Davit, Mlp, Position, Tensor, Tensors, Vit};
 use runtime::engine::run_graph;
 use runtime::files::write_atomically;
 use runtime::graph::backbone_graph;
@@ -14,7 +14,7 @@ use super::{Fault, outputs, say};
 /// Tell what a backbone file is; run it or write it under Hugging Face's names.
 #[derive(Args)]
 pub struct Inspect {
-    /// The backbone: safetensors, or the ONNX file of a published model.
+    /// The backbone: safetensors, the index of a sharded one or the folder with it, or the ONNX file of a published model.
     file: PathBuf,
     /// Use the first N blocks and the final norm.
     #[arg(long, value_name = "N")]
@@ -22,7 +22,7 @@ pub struct Inspect {
     /// Run the backbone on the tensor `input` `[S, 3, H, W]` of this file.
     #[arg(long, value_name = "IN.safetensors", requires = "out")]
     input: Option<PathBuf>,
-    /// Where `cls` `[S, d]`, `patch` `[S, N, d]` and `cls_attention` `[S, N]` are written.
+    /// Where `cls` (or `pooled`) `[S, d]`, `patch` `[S, N, d]` and `cls_attention` `[S, N]`, or what stands for it, are written.
     #[arg(long, value_name = "OUT.safetensors", requires = "input")]
     out: Option<PathBuf>,
     /// Write the backbone as safetensors under Hugging Face's names.
@@ -41,7 +41,7 @@ impl Inspect {
             }
         }
         let mut backbone = Backbone::open(&self.file)?;
-        let depth = backbone.arch.depth;
+        let depth = backbone.arch.depth();
         if let Some(blocks) = self.blocks {
             backbone.truncate(blocks)?;
         }
@@ -51,8 +51,8 @@ impl Inspect {
             let bytes = backbone.to_hugging_face(&name).ok_or_else(|| Fault::File {
                 path: self.file.clone(),
                 problem: format!(
-                    "has positions that are resized as its naming ({}) has it, not as Hugging Face's; use it as it is",
-                    backbone.naming
+                    "is a {} in {} naming, which cannot be said in Hugging Face's; use it as it is",
+                    backbone.arch.family, backbone.naming
                 ),
             })?;
             write_atomically(path, &bytes).map_err(|source| Fault::write(path, source))?;
@@ -65,27 +65,60 @@ impl Inspect {
 }
 
 fn describe(backbone: &Backbone, depth: usize) -> Vec<(&'static str, String)> {
-    let Arch { dim, depth: used, heads, patch, native_grid, registers, .. } = backbone.arch;
-    let mlp = match backbone.arch.mlp {
-        Mlp::Gelu { hidden } => format!("GELU, {hidden} wide"),
-        Mlp::SwiGlu { hidden } => format!("SwiGLU, {hidden} wide"),
-    };
-    let parameters: usize = backbone.tensors.values().map(|t| t.data.len()).sum();
+    let Arch { family, dim, patch, body, .. } = &backbone.arch;
+    let used = backbone.arch.depth();
     let blocks = if used == depth { depth.to_string() } else { format!("the first {used} of {depth}") };
-    vec![
+    let mut rows = vec![
         ("name", backbone.name()),
-        ("family", "DINOv2".into()),
+        ("family", family.to_string()),
         ("width", dim.to_string()),
         ("blocks", blocks),
-        ("heads", heads.to_string()),
-        ("patch", format!("{patch} x {patch} pixels")),
-        ("grid", format!("{native_grid} x {native_grid} patches, {n} x {n} pixels", n = native_grid * patch)),
-        ("registers", registers.to_string()),
-        ("MLP", mlp),
+    ];
+    match body {
+        Body::Vit(vit) => rows.extend(vision_transformer(vit, *patch)),
+        Body::Davit(davit) => rows.extend(stages(davit)),
+    }
+    let parameters: usize = backbone.tensors.values().map(|t| t.data.len()).sum();
+    rows.extend([
+        ("heat map", backbone.arch.heatmap().into()),
         ("parameters", parameters.to_string()),
         ("naming", backbone.naming.to_string()),
         ("licence", backbone.licence().into()),
         ("SHA-256", backbone.sha256.clone()),
+    ]);
+    rows
+}
+
+fn vision_transformer(vit: &Vit, patch: usize) -> Vec<(&'static str, String)> {
+    let mlp = match vit.mlp {
+        Mlp::Gelu { hidden } => format!("GELU, {hidden} wide"),
+        Mlp::GeluTanh { hidden } => format!("GELU (tanh), {hidden} wide"),
+        Mlp::SwiGlu { hidden } => format!("SwiGLU, {hidden} wide"),
+    };
+    let grid = match vit.position {
+        Position::Table { grid, .. } => {
+            format!("{grid} x {grid} patches, {n} x {n} pixels", n = grid * patch)
+        }
+        Position::Rope { .. } => "any (rotary positions)".into(),
+    };
+    vec![
+        ("heads", vit.heads.to_string()),
+        ("patch", format!("{patch} x {patch} pixels")),
+        ("grid", grid),
+        ("registers", vit.registers.to_string()),
+        ("MLP", mlp),
+    ]
+}
+
+fn stages(davit: &Davit) -> Vec<(&'static str, String)> {
+    let each = |of: &dyn Fn(&runtime::backbone::Stage) -> usize| {
+        davit.stages.iter().map(|stage| of(stage).to_string()).collect::<Vec<_>>().join(", ")
+    };
+    vec![
+        ("stages", format!("widths {}, pairs of blocks {}", each(&|s| s.dim), each(&|s| s.depth))),
+        ("heads", each(&|s| s.heads)),
+        ("groups", each(&|s| s.groups)),
+        ("window", format!("{n} x {n} tokens", n = davit.window)),
     ]
 }
 

@@ -83,14 +83,20 @@ impl Builder {
         self.node("Slice", name, &[x, &start, &end, &axis])
     }
 
-    /// `x` `[S, T, d]` with `before` zero rows in front of its second axis.
-    pub(super) fn pad_tokens(&mut self, name: &str, x: &str, before: usize) -> String {
-        let pads = self.integers(&format!("{name}.pads"), &[0, before as i64, 0, 0, 0, 0]);
+    /// `x` with zeros around it: `pads` holds how many before it along each axis, then how many after it.
+    pub(super) fn pad(&mut self, name: &str, x: &str, pads: &[i64]) -> String {
+        let pads = self.integers(&format!("{name}.pads"), pads);
         self.node("Pad", name, &[x, &pads])
     }
 
+    /// Over `axis`, which goes.
     pub(super) fn mean(&mut self, name: &str, x: &str, axis: i64) -> String {
         self.node_with("ReduceMean", name, &[x], vec![integers("axes", &[axis]), integer("keepdims", 0)])
+    }
+
+    /// Over `axis`, which stays with length 1.
+    pub(super) fn mean_kept(&mut self, name: &str, x: &str, axis: i64) -> String {
+        self.node_with("ReduceMean", name, &[x], vec![integers("axes", &[axis]), integer("keepdims", 1)])
     }
 
     /// Over the last axis, affine.
@@ -129,10 +135,45 @@ impl Builder {
         bias: &Tensor,
     ) -> String {
         let p = weight.shape[2] as i64;
+        let attributes = vec![integers("kernel_shape", &[p, p]), integers("strides", &[p, p])];
+        self.convolution_with(name, x, weight, bias, attributes)
+    }
+
+    /// Convolution of an odd kernel, padded by half of it with zeros; depthwise where the weight has one input channel.
+    pub(super) fn convolution(
+        &mut self,
+        name: &str,
+        x: &str,
+        weight: &Tensor,
+        bias: &Tensor,
+        stride: usize,
+    ) -> String {
+        let (k, stride) = (weight.shape[2] as i64, stride as i64);
+        let groups = if weight.shape[1] == 1 { weight.shape[0] as i64 } else { 1 };
+        let attributes = vec![
+            integers("kernel_shape", &[k, k]),
+            integers("strides", &[stride, stride]),
+            integers("pads", &[k / 2; 4]),
+            integer("group", groups),
+        ];
+        self.convolution_with(name, x, weight, bias, attributes)
+    }
+
+    fn convolution_with(
+        &mut self,
+        name: &str,
+        x: &str,
+        weight: &Tensor,
+        bias: &Tensor,
+        attributes: Vec<onnx::AttributeProto>,
+    ) -> String {
         let weight = self.constant(&format!("{name}.weight"), weight);
         let bias = self.constant(&format!("{name}.bias"), bias);
-        let attributes = vec![integers("kernel_shape", &[p, p]), integers("strides", &[p, p])];
         self.node_with("Conv", name, &[x, &weight, &bias], attributes)
+    }
+
+    pub(super) fn concat(&mut self, name: &str, parts: &[&str], axis: i64) -> String {
+        self.node_with("Concat", name, parts, vec![integer("axis", axis)])
     }
 
     /// A scalar constant.

@@ -9,20 +9,22 @@ use crate::backbone::{Arch, Backbone, Tensor, Tensors};
 pub fn expected_content(arch: &Arch, lora: &LoraSpec, labels: usize) -> Vec<(String, Vec<usize>)> {
     let (d, r, p) = (arch.dim, lora.rank, arch.patch);
     let mut all = vec![
-        ("lora.patch.A".into(), vec![r, 3, p, p]),
-        ("lora.patch.B".into(), vec![d, r]),
         ("query".into(), vec![d]),
         ("head.weight".into(), vec![labels, d]),
         ("head.bias".into(), vec![labels]),
     ];
+    if arch.adapts_patches() {
+        all.push(("lora.patch.A".into(), vec![r, 3, p, p]));
+        all.push(("lora.patch.B".into(), vec![d, r]));
+    }
     let projections: &[(&str, usize)] = match lora.attention {
         AttentionLora::Fused => &[("qkv", 3), ("o", 1)],
         AttentionLora::Separate => &[("q", 1), ("k", 1), ("v", 1), ("o", 1)],
     };
-    for n in 0..arch.depth {
+    for (n, width) in arch.widths().into_iter().enumerate() {
         for (name, parts) in projections {
-            all.push((format!("lora.blocks.{n}.{name}.A"), vec![r, d]));
-            all.push((format!("lora.blocks.{n}.{name}.B"), vec![parts * d, r]));
+            all.push((format!("lora.blocks.{n}.{name}.A"), vec![r, width]));
+            all.push((format!("lora.blocks.{n}.{name}.B"), vec![parts * width, r]));
         }
     }
     all.sort();
@@ -43,9 +45,10 @@ pub fn merge(backbone: &mut Backbone, content: &Tensors, lora: &LoraSpec) -> Res
             add_product(weight, a, b, rows, scale);
         }
     };
-    let d = backbone.arch.dim;
-    adapt("patch.weight", "patch", 0..d);
-    for n in 0..backbone.arch.depth {
+    if backbone.arch.adapts_patches() {
+        adapt("patch.weight", "patch", 0..backbone.arch.dim);
+    }
+    for (n, d) in backbone.arch.widths().into_iter().enumerate() {
         for (k, part) in ["q", "k", "v"].into_iter().enumerate() {
             let weight = format!("blocks.{n}.{part}.weight");
             match lora.attention {

@@ -119,6 +119,10 @@ fn limits(card: &mut String, manifest: &Manifest) -> std::fmt::Result {
         card,
         "- Known to work on data like the above only; on other scanners, protocols and populations it may fail silently."
     )?;
-    writeln!(card, "- The heat map is attention: it shows where the network looked, not why it decided.")?;
+    let heat = match manifest.heatmap.as_str() {
+        "pooled-similarity" => "each token's share in the slice's embedding",
+        _ => "attention",
+    };
+    writeln!(card, "- The heat map is {heat}: it shows where the network looked, not why it decided.")?;
     writeln!(card, "- Probabilities are not calibrated beyond a temperature of {}.", manifest.temperature)
 }

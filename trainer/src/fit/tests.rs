@@ -89,6 +89,7 @@ impl Bench {
 
     fn options(&self, out: &str) -> Options {
         Options {
+            init_from: None,
             task: self.task.clone(),
             task_path: "task.toml".into(),
             data: self.path("data.csv"),
@@ -203,6 +204,7 @@ fn an_export_reproduces_libtorch_and_its_plugin_rebuilds_the_graph() {
         options.task.lora.attention = attention;
         fit(&options).unwrap();
         let exported = export::export(&export::Options {
+            peft: None,
             run: options.out.clone(),
             out: bench.path("out"),
             backbone: None,
@@ -230,6 +232,7 @@ fn an_export_on_another_backbone_leaves_no_file() {
     let other = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../tests/fixtures/reference/backbones/dinov2_fb_98x84/weights.safetensors");
     let options = export::Options {
+        peft: None,
         run: bench.path("run"),
         out: bench.path("out"),
         backbone: Some(other),

@@ -151,8 +151,12 @@ impl Parameters {
         let pair = |name: String| -> Result<Pair, TchError> {
             Ok(Pair { a: self.get(&format!("{name}.A"))?, b: self.get(&format!("{name}.B"))? })
         };
-        let patch = pair("lora.patch".into())?;
-        let patch = Pair { a: patch.a.f_flatten(1, -1)?, b: patch.b };
+        let patch = if self.named.iter().any(|(name, _)| name == "lora.patch.A") {
+            let patch = pair("lora.patch".into())?;
+            Some(Pair { a: patch.a.f_flatten(1, -1)?, b: patch.b })
+        } else {
+            None
+        };
         let depth = self.named.iter().filter(|(n, _)| n.ends_with(".o.A")).count();
         let blocks = (0..depth)
             .map(|n| {
@@ -174,8 +178,8 @@ impl Parameters {
 /// LoRA factors, arranged as the encoder uses them.
 pub struct Factors {
     pub(super) scale: f64,
-    /// A is `[r, 3 p p]`.
-    pub(super) patch: Pair,
+    /// A is `[r, 3 p p]`; none where the patch embedding is not adapted.
+    pub(super) patch: Option<Pair>,
     pub(super) blocks: Vec<BlockFactors>,
 }
 
@@ -220,23 +224,21 @@ pub(crate) fn stored(tensor: &Tensor) -> Result<Stored, TchError> {
 
 #[cfg(test)]
 mod tests {
-    use runtime::backbone::{Family, Mlp, PositionResize};
+    use runtime::backbone::{Body, Embedding, Family, Mlp, Position, PositionResize, Vit};
 
     use super::*;
 
     fn arch(dim: usize, depth: usize, patch: usize) -> Arch {
-        Arch {
-            family: Family::Dinov2,
-            dim,
+        let vit = Vit {
             depth,
             heads: 2,
-            patch,
-            native_grid: 4,
+            embedding: Embedding::Cls,
             registers: 0,
             mlp: Mlp::Gelu { hidden: 4 * dim },
-            norm_eps: 1e-6,
-            resize: PositionResize::Bicubic,
-        }
+            layer_scale: true,
+            position: Position::Table { grid: 4, resize: PositionResize::Bicubic },
+        };
+        Arch { family: Family::Dinov2, dim, patch, norm_eps: 1e-6, body: Body::Vit(vit) }
     }
 
     #[test]
