@@ -43,6 +43,8 @@ mod position;
 mod rope;
 mod save;
 mod shards;
+#[cfg(test)]
+mod tests;
 mod vit;
 
 use std::path::Path;
