@@ -20,7 +20,7 @@ pub struct Run {
     config: PathBuf,
 }
 
-/// The job in hand is given so long at the end of the service; systemd kills after 90 s.
+/// The job in hand is given so long at the end of the service; the unit gives two minutes for everything.
 const GRACE: Duration = Duration::from_mins(1);
 /// The service is looked at so often where systemd does not say.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -37,47 +37,54 @@ impl Run {
             path: "scanside".into(),
             source,
         })?;
-        executor.block_on(async {
-            // Before anything runs: a signal that comes early must not end the process half-way.
-            let mut signals = Signals::new()?;
-            let manager = Notifier::new(|name| std::env::var_os(name)).map_err(|source| Fault::Io {
-                what: "reach the service manager behind",
-                path: "NOTIFY_SOCKET".into(),
-                source,
-            })?;
-            let mut service = Service::start(device)?;
-            manager.ready();
-            let mut look = tokio::time::interval(manager.watchdog_interval().unwrap_or(LOOK_EVERY));
-            if let Some(address) = service.address() {
-                let title = &service.device().dicom.ae_title;
-                say::message(&format!("scanside: listening for DICOM on {address} as {}", title.as_str()));
-            }
-            loop {
-                tokio::select! {
-                    _ = signals.hangup.recv() => {
-                        manager.reloading();
-                        self.reload(&mut service);
-                        manager.ready();
-                    }
-                    _ = signals.terminate.recv() => break,
-                    _ = signals.interrupt.recv() => break,
-                    _ = look.tick() => match service.fallen() {
-                        None => manager.alive(),
-                        Some(_) => break,
-                    }
+        // Before anything runs: a signal that comes early must not end the process half-way.
+        let mut signals = {
+            let _context = executor.enter();
+            Signals::new()?
+        };
+        let manager = Notifier::new(|name| std::env::var_os(name)).map_err(|source| Fault::Io {
+            what: "reach the service manager behind",
+            path: "NOTIFY_SOCKET".into(),
+            source,
+        })?;
+        // Start and end block, so they are outside of what is asynchronous.
+        let mut service = Service::start(device)?;
+        if let Some(address) = service.address() {
+            let title = &service.device().dicom.ae_title;
+            say::message(&format!("scanside: listening for DICOM on {address} as {}", title.as_str()));
+        }
+        manager.ready();
+        executor.block_on(self.watch(&mut service, &manager, &mut signals));
+        tracing::info!("the service ends");
+        manager.stopping();
+        let fallen = service.fallen();
+        service.stop(GRACE);
+        match fallen {
+            None => Ok(()),
+            Some(part) => Err(Fault::Differs(format!(
+                "the service ended because its part `{part}` had failed; its log says where"
+            ))),
+        }
+    }
+
+    /// Until it is told to end, or a part of it has failed.
+    async fn watch(&self, service: &mut Service, manager: &Notifier, signals: &mut Signals) {
+        let mut look = tokio::time::interval(manager.watchdog_interval().unwrap_or(LOOK_EVERY));
+        loop {
+            tokio::select! {
+                _ = signals.hangup.recv() => {
+                    manager.reloading();
+                    self.reload(service);
+                    manager.ready();
+                }
+                _ = signals.terminate.recv() => return,
+                _ = signals.interrupt.recv() => return,
+                _ = look.tick() => match service.fallen() {
+                    None => manager.alive(),
+                    Some(_) => return,
                 }
             }
-            tracing::info!("the service ends");
-            manager.stopping();
-            let fallen = service.fallen();
-            service.stop(GRACE);
-            match fallen {
-                None => Ok(()),
-                Some(part) => Err(Fault::Differs(format!(
-                    "the service ended because its part `{part}` had failed; its log says where"
-                ))),
-            }
-        })
+        }
     }
 
     /// A configuration with a mistake changes nothing.

@@ -62,7 +62,8 @@ impl Why {
         let io = |source| Fault::Io { what: "read", path: self.series.clone(), source };
         let mut files = vec![self.series.clone()];
         if std::fs::metadata(&self.series).map_err(io)?.is_dir() {
-            let entries = std::fs::read_dir(&self.series).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+            let entries =
+                std::fs::read_dir(&self.series).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
             files = entries
                 .map_err(io)?
                 .into_iter()
