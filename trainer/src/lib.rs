@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod model;
 pub mod optim;
 pub mod phantom;
+pub mod precision;
 pub mod predict;
 pub mod probe;
 pub mod random;

@@ -17,6 +17,7 @@ use tch::Device;
 use crate::Error;
 use crate::fit::Checkpoint;
 use crate::model::{Encoder, Network, Parameters};
+use crate::precision::Precision;
 use crate::task::Task;
 
 /// Names of the files in a run folder.
@@ -50,6 +51,9 @@ pub struct Settings {
     pub threads: usize,
     /// `cpu` or `cuda:N`.
     pub device: String,
+    /// Of matrix products and attention.
+    #[serde(default)]
+    pub precision: Precision,
 }
 
 /// Which backbone.
@@ -88,6 +92,7 @@ impl Settings {
             ("backbone", self.backbone.sha256 != other.backbone.sha256),
             ("data table", self.data.sha256 != other.data.sha256),
             ("device", self.device != other.device),
+            ("precision", self.precision != other.precision),
         ];
         checks.into_iter().find_map(|(what, differs)| differs.then_some(what))
     }

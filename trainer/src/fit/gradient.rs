@@ -16,19 +16,33 @@ pub struct Item {
     pub targets: Vec<Option<bool>>,
 }
 
+/// How gradients are taken.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// The loss.
+    pub loss: Loss,
+    /// Share of every target that is spread over the classes.
+    pub smoothing: f64,
+    /// Most slices that a worker holds with their activations at a time.
+    pub chunk: usize,
+    /// Factor on the loss during the backward pass, which is taken out of the gradients again.
+    pub scale: f64,
+}
+
 /// The mean loss over all known labels of `items` and its gradients in the order of `parameters`; `None` where no label
 /// is known.
 ///
-/// A worker holds at most `chunk` slices with their activations at a time. Volumes that fit together go through together.
+/// A worker holds at most `plan.chunk` slices with their activations at a time. Volumes that fit together go through
+/// together, forward and backward once.
 /// A longer volume is encoded twice: once without activations to get the loss and its gradient at the embeddings, and
 /// then chunk by chunk with that gradient, which gives the same result at a memory that does not grow with its length.
 pub fn gradients(
     workers: &Workers,
     parameters: &Parameters,
     mut items: Vec<Item>,
-    loss: Loss,
-    chunk: usize,
+    plan: Plan,
 ) -> Result<Option<(f64, Vec<Tensor>)>, TchError> {
+    let Plan { loss, chunk, .. } = plan;
     let terms: usize = items.iter().map(|item| loss.terms(&item.targets)).sum();
     if terms == 0 {
         return Ok(None);
@@ -39,18 +53,22 @@ pub fn gradients(
     let groups = groups(items, chunk.min(slices.div_ceil(workers.count())));
     let parts = workers.map(parameters, groups, move |network, group| {
         let value = match group.as_slice() {
-            [item] if item.slices.count > chunk => long(network, item, loss, chunk, share)?,
-            items => together(network, items, loss, share)?,
+            [item] if item.slices.count > chunk => long(network, item, plan, share)?,
+            items => together(network, items, plan, share)?,
         };
         Ok((value, network.parameters.take_gradients()?))
     })?;
     // Added in the order of the groups, whichever was done first.
-    let sum = parts.into_iter().map(Ok).reduce(|sum, part| {
-        let ((value, mut sum), (more, part)) = (sum?, part?);
-        sum.iter_mut().zip(&part).try_for_each(|(sum, part)| sum.f_add_(part).map(drop))?;
-        Ok((value + more, sum))
-    });
-    sum.transpose()
+    let mut parts = parts.into_iter();
+    let Some((mut value, mut gradients)) = parts.next() else { return Ok(None) };
+    for (more, part) in parts {
+        value += more;
+        gradients.iter_mut().zip(&part).try_for_each(|(sum, part)| sum.f_add_(part).map(drop))?;
+    }
+    if plan.scale != 1.0 {
+        gradients.iter_mut().try_for_each(|g| g.f_mul_scalar_(1.0 / plan.scale).map(drop))?;
+    }
+    Ok(Some((value, gradients)))
 }
 
 /// Neighbours whose slices together are at most `limit`; a longer volume is alone.
@@ -72,7 +90,7 @@ fn groups(items: Vec<Item>, limit: usize) -> Vec<Vec<Item>> {
     groups
 }
 
-fn together(network: &Network, items: &[Item], loss: Loss, share: f64) -> Result<f64, TchError> {
+fn together(network: &Network, items: &[Item], plan: Plan, share: f64) -> Result<f64, TchError> {
     let device = network.encoder.device();
     let slices = items
         .iter()
@@ -84,23 +102,25 @@ fn together(network: &Network, items: &[Item], loss: Loss, share: f64) -> Result
     for item in items {
         let count = item.slices.count as i64;
         let pooled = network.pool(&embeddings.f_narrow(0, start, count)?)?;
-        losses.push(loss.sum(&pooled.logits, &item.targets)?);
+        losses.push(plan.loss.smoothed_sum(&pooled.logits, &item.targets, plan.smoothing)?);
         start += count;
     }
     let total = Tensor::f_stack(&losses, 0)?.f_sum(None)?.f_mul_scalar(share)?;
-    total.f_backward()?;
+    total.f_mul_scalar(plan.scale)?.f_backward()?;
     total.f_double_value(&[])
 }
 
-fn long(network: &Network, item: &Item, loss: Loss, chunk: usize, share: f64) -> Result<f64, TchError> {
+fn long(network: &Network, item: &Item, plan: Plan, share: f64) -> Result<f64, TchError> {
+    let Plan { loss, smoothing, chunk, scale } = plan;
     let device = network.encoder.device();
     let embeddings = {
         let _guard = tch::no_grad_guard();
         chunks(&item.slices, chunk, device, |slices| network.embed(slices))?
     };
     let embeddings = embeddings.f_set_requires_grad(true)?;
-    let total = loss.sum(&network.pool(&embeddings)?.logits, &item.targets)?.f_mul_scalar(share)?;
-    total.f_backward()?;
+    let logits = network.pool(&embeddings)?.logits;
+    let total = loss.smoothed_sum(&logits, &item.targets, smoothing)?.f_mul_scalar(share)?;
+    total.f_mul_scalar(scale)?.f_backward()?;
     let gradient = embeddings.grad();
     for start in (0..item.slices.count).step_by(chunk) {
         let count = chunk.min(item.slices.count - start);
@@ -119,7 +139,11 @@ mod tests {
     fn found(items: &[Item], chunk: usize, threads: usize) -> Option<(f64, Vec<Tensor>)> {
         let network = tiny_network(5);
         let workers = Workers::new(&network, threads, 8).unwrap();
-        gradients(&workers, &network.parameters, items.to_vec(), Loss::default(), chunk).unwrap()
+        gradients(&workers, &network.parameters, items.to_vec(), plan(chunk)).unwrap()
+    }
+
+    fn plan(chunk: usize) -> Plan {
+        Plan { loss: Loss::default(), smoothing: 0.1, chunk, scale: 1.0 }
     }
 
     fn item(count: usize, target: Option<bool>) -> Item {
@@ -146,6 +170,66 @@ mod tests {
             let (loss, found) = found(&items, chunk, 1).unwrap();
             assert!((loss - plain_loss).abs() < 1e-6);
             close(&found, &plain);
+        }
+    }
+
+    /// What libtorch's own backward through the whole volume gives.
+    fn plain(item: &Item) -> (f64, Vec<Tensor>) {
+        let network = tiny_network(5);
+        let slices = item.slices.tensor(0, item.slices.count, tch::Device::Cpu).unwrap();
+        let logits = network.pool(&network.embed(&slices).unwrap()).unwrap().logits;
+        let loss = Loss::default().smoothed_sum(&logits, &item.targets, 0.1).unwrap();
+        let leaves: Vec<&Tensor> = network.parameters.named.iter().map(|(_, tensor)| tensor).collect();
+        (loss.double_value(&[]), Tensor::run_backward(&[&loss], &leaves, false, false))
+    }
+
+    #[test]
+    fn a_volume_that_fits_goes_through_once_and_plainly() {
+        let item = item(6, Some(true));
+        let (expected_loss, expected) = plain(&item);
+        for chunk in [6, 64] {
+            let (loss, found) = found(std::slice::from_ref(&item), chunk, 1).unwrap();
+            // Bit for bit: the same operations in the same order.
+            assert!(loss.to_bits() == expected_loss.to_bits() && found == expected, "chunk {chunk}");
+        }
+        // Encoding twice adds the chunks' gradients in another order.
+        let (_, twice) = found(std::slice::from_ref(&item), 2, 1).unwrap();
+        assert!(twice != expected);
+        close(&twice, &expected);
+    }
+
+    #[test]
+    fn a_scaled_loss_gives_the_same_gradients() {
+        let items = [item(5, Some(true)), item(2, Some(false))];
+        for chunk in [2, 7] {
+            let network = tiny_network(5);
+            let workers = Workers::new(&network, 1, 8).unwrap();
+            let scaled = Plan { scale: 1024.0, ..plan(chunk) };
+            let (loss, scaled) =
+                gradients(&workers, &network.parameters, items.to_vec(), scaled).unwrap().unwrap();
+            let (plain_loss, plain) = found(&items, chunk, 1).unwrap();
+            // A power of two costs no digit.
+            assert!(loss.to_bits() == plain_loss.to_bits() && scaled == plain, "chunk {chunk}");
+        }
+    }
+
+    #[test]
+    fn bf16_rounds_products_and_leaves_the_parameters_alone() {
+        let items = [item(4, Some(true)), item(3, Some(false))];
+        let (loss, expected) = found(&items, 7, 1).unwrap();
+        let tiny = tiny_network(5);
+        let encoder = tiny.encoder.with_precision(tch::Kind::BFloat16).unwrap();
+        let network = Network { encoder, parameters: tiny.parameters };
+        let workers = Workers::new(&network, 1, 8).unwrap();
+        let (rounded_loss, rounded) =
+            gradients(&workers, &network.parameters, items.to_vec(), plan(7)).unwrap().unwrap();
+        assert!((rounded_loss - loss).abs() < 0.02 * loss, "{rounded_loss} {loss}");
+        let norm = |t: &Tensor| t.square().sum(None).double_value(&[]).sqrt();
+        for ((name, leaf), (a, b)) in network.parameters.named.iter().zip(rounded.iter().zip(&expected)) {
+            assert_eq!((leaf.kind(), a.kind()), (tch::Kind::Float, tch::Kind::Float));
+            let off = norm(&(a - b)) / norm(b);
+            assert!(off < 0.1, "{name} {off}");
+            assert!(off > 1e-5 || name.starts_with("head"), "{name} was not rounded: {off}");
         }
     }
 

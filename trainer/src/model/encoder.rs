@@ -1,5 +1,5 @@
 use runtime::backbone::{Arch, Backbone, Mlp as MlpKind, Tensor as Stored};
-use tch::{Device, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use super::parameters::{BlockFactors, Factors, Pair, Qkv};
 use crate::Error;
@@ -121,6 +121,19 @@ impl Encoder {
         })
     }
 
+    /// The same encoder with its matrix products and attention in `kind`: their weights are kept in it, and what they take
+    /// is rounded to it. Norms, the residual stream, softmax of the CLS row and the embeddings stay in f32, as do the LoRA
+    /// factors, of which a rounded copy is used.
+    pub fn with_precision(mut self, kind: Kind) -> Result<Self, TchError> {
+        self.patch = self.patch.to_kind(kind)?;
+        for block in &mut self.blocks {
+            block.qkv = block.qkv.to_kind(kind)?;
+            block.o = block.o.to_kind(kind)?;
+            block.mlp = block.mlp.to_kind(kind)?;
+        }
+        Ok(self)
+    }
+
     /// The same weights for another thread; nothing is copied.
     #[must_use]
     pub fn share(&self) -> Self {
@@ -198,7 +211,8 @@ impl Encoder {
             .f_reshape([s * gh * gw, 3 * p * p])?;
         let pair = factors.map(|f| &f.patch);
         let patches = self.patch.adapted(&pixels, pair, factors.map_or(0.0, |f| f.scale))?;
-        let patches = patches.f_view((s, gh * gw, d))?.f_add(&self.positions)?;
+        let patches =
+            patches.f_view((s, gh * gw, d))?.f_to_kind(self.positions.kind())?.f_add(&self.positions)?;
         let prefix = self.prefix.f_unsqueeze(0)?.f_expand([s, -1, -1], false)?;
         Tensor::f_cat(&[prefix, patches], 1)?.f_reshape([-1, d])
     }
@@ -219,8 +233,13 @@ impl Linear {
         Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone() }
     }
 
+    fn to_kind(&self, kind: Kind) -> Result<Self, TchError> {
+        Ok(Self { weight: self.weight.f_to_kind(kind)?, bias: self.bias.f_to_kind(kind)? })
+    }
+
+    /// In the weight's precision, whatever that of `x`.
     fn apply(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        x.f_linear(&self.weight, Some(&self.bias))
+        x.f_to_kind(self.weight.kind())?.f_linear(&self.weight, Some(&self.bias))
     }
 
     /// Output rows `start..start + len` as a layer of their own; nothing is copied.
@@ -233,6 +252,7 @@ impl Linear {
     /// As a side branch: merging `W + scale B A` in every step instead costs the gradient of a full weight, half as much
     /// again as the projection's own two products.
     fn adapted(&self, x: &Tensor, pair: Option<&Pair>, scale: f64) -> Result<Tensor, TchError> {
+        let x = &x.f_to_kind(self.weight.kind())?;
         let y = self.apply(x)?;
         match pair {
             Some(pair) => add_low_rank(y, &pair.reduce(x, scale)?, &pair.b),
@@ -242,18 +262,28 @@ impl Linear {
 }
 
 impl Pair {
-    /// `scale x Aᵀ`, `[n, r]`.
+    /// `scale x Aᵀ`, `[n, r]`, in the precision of `x`.
     fn reduce(&self, x: &Tensor, scale: f64) -> Result<Tensor, TchError> {
-        x.f_linear(&self.a, None::<&Tensor>)?.f_mul_scalar(scale)
+        x.f_linear(&self.a.f_to_kind(x.kind())?, None::<&Tensor>)?.f_mul_scalar(scale)
     }
 }
 
 /// `y + low bᵀ`, in the memory of `y`.
 fn add_low_rank(mut y: Tensor, low: &Tensor, b: &Tensor) -> Result<Tensor, TchError> {
-    y.f_addmm_(low, &b.f_transpose(0, 1)?)
+    let b = b.f_to_kind(y.kind())?.f_transpose(0, 1)?;
+    y.f_addmm_(low, &b)
 }
 
 impl Mlp {
+    fn to_kind(&self, kind: Kind) -> Result<Self, TchError> {
+        Ok(match self {
+            Self::Gelu { fc1, fc2 } => Self::Gelu { fc1: fc1.to_kind(kind)?, fc2: fc2.to_kind(kind)? },
+            Self::SwiGlu { gate, up, down } => {
+                Self::SwiGlu { gate: gate.to_kind(kind)?, up: up.to_kind(kind)?, down: down.to_kind(kind)? }
+            }
+        })
+    }
+
     fn share(&self) -> Self {
         match self {
             Self::Gelu { fc1, fc2 } => Self::Gelu { fc1: fc1.share(), fc2: fc2.share() },
@@ -323,7 +353,7 @@ impl Block {
         let kv = self.project(&normed, (d, 2 * d), factors, scale)?;
         let kv = heads(&kv, s, arch.heads as i64, 2)?;
         let row = probabilities(&q, &kv.f_select(0, 0)?)?;
-        let mixed = row.f_matmul(&kv.f_select(0, 1)?)?;
+        let mixed = row.f_to_kind(kv.kind())?.f_matmul(&kv.f_select(0, 1)?)?;
         Ok((self.finish(&first(x)?, &mixed, factors, scale, arch)?, row))
     }
 
@@ -335,6 +365,7 @@ impl Block {
         factors: Option<&BlockFactors>,
         scale: f64,
     ) -> Result<Tensor, TchError> {
+        let x = &x.f_to_kind(self.qkv.weight.kind())?;
         let y = self.qkv.rows(start, len)?.apply(x)?;
         match factors.map(|f| &f.qkv) {
             None => Ok(y),
@@ -346,7 +377,9 @@ impl Block {
                 let used = &pairs[(start / d) as usize..((start + len) / d) as usize];
                 let deltas = used
                     .iter()
-                    .map(|pair| pair.reduce(x, scale)?.f_linear(&pair.b, None::<&Tensor>))
+                    .map(|pair| {
+                        pair.reduce(x, scale)?.f_linear(&pair.b.f_to_kind(x.kind())?, None::<&Tensor>)
+                    })
                     .collect::<Result<Vec<_>, _>>()?;
                 y.f_add(&Tensor::f_cat(&deltas, 1)?)
             }
@@ -364,9 +397,9 @@ impl Block {
     ) -> Result<Tensor, TchError> {
         let mixed = mixed.f_transpose(1, 2)?.f_reshape([-1, arch.dim as i64])?;
         let out = self.o.adapted(&mixed, factors.map(|f| &f.o), scale)?;
-        let x = x.f_addcmul(&out, &self.scale1)?;
+        let x = x.f_addcmul(&out.f_to_kind(x.kind())?, &self.scale1)?;
         let out = self.mlp.apply(&self.norm2.apply(&x, arch.norm_eps)?)?;
-        x.f_addcmul(&out, &self.scale2)
+        x.f_addcmul(&out.f_to_kind(x.kind())?, &self.scale2)
     }
 }
 
@@ -376,8 +409,8 @@ fn heads(x: &Tensor, s: i64, heads: i64, parts: i64) -> Result<Tensor, TchError>
     x.f_view_([s, rows / s, parts, heads, columns / parts / heads])?.f_permute([2, 0, 3, 1, 4])
 }
 
-/// Attention probabilities of queries `[S, h, T', e]` over keys `[S, h, T, e]`.
+/// Attention probabilities of queries `[S, h, T', e]` over keys `[S, h, T, e]`, in f32.
 fn probabilities(q: &Tensor, k: &Tensor) -> Result<Tensor, TchError> {
     let scale = 1.0 / (q.size()[3] as f64).sqrt();
-    q.f_matmul(&k.f_transpose(2, 3)?)?.f_mul_scalar(scale)?.f_softmax(-1, None)
+    q.f_matmul(&k.f_transpose(2, 3)?)?.f_mul_scalar(scale)?.f_softmax(-1, Kind::Float)
 }

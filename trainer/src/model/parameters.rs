@@ -128,6 +128,17 @@ impl Parameters {
         self.named.iter().map(take).collect()
     }
 
+    /// Moves these values towards `others`: a running mean with `decay`, which counts less in the first of its `steps`, lest
+    /// the initial values linger.
+    pub fn follow(&self, others: &Self, decay: f64, steps: u64) -> Result<(), TchError> {
+        let _guard = tch::no_grad_guard();
+        let decay = decay.min((1.0 + steps as f64) / (10.0 + steps as f64));
+        for ((_, mine), (_, other)) in self.named.iter().zip(&others.named) {
+            let _ = mine.shallow_clone().f_lerp_(other, 1.0 - decay)?;
+        }
+        Ok(())
+    }
+
     /// Number of trainable values.
     pub fn count(&self) -> usize {
         self.named.iter().map(|(_, tensor)| tensor.numel()).sum()
@@ -280,6 +291,22 @@ mod tests {
         let query = &values["query"].data;
         let std = (query.iter().map(|x| x * x).sum::<f32>() / query.len() as f32).sqrt();
         assert!((0.013..0.025).contains(&std), "{std}");
+    }
+
+    #[test]
+    fn a_running_mean_follows_faster_at_first() {
+        let arch = arch(8, 1, 2);
+        let lora = LoraSpec { rank: 2, alpha: 4.0, attention: AttentionLora::Fused };
+        let init = |seed| Parameters::init(&arch, &lora, 1, seed, Device::Cpu).unwrap();
+        let query = |p: &Parameters| f64::from(p.to_stored().unwrap()["query"].data[3]);
+        let (average, other) = (init(1), init(2));
+        let start = query(&average);
+        average.follow(&other, 0.9, 1).unwrap();
+        let early = 2.0 / 11.0 * start + 9.0 / 11.0 * query(&other);
+        assert!((query(&average) - early).abs() < 1e-7);
+        average.follow(&other, 0.9, 1000).unwrap();
+        assert!((query(&average) - (0.9 * early + 0.1 * query(&other))).abs() < 1e-7);
+        assert_ne!(query(&average), query(&other));
     }
 
     #[test]
