@@ -1,10 +1,10 @@
 //! The trainer's half of `trainer/benches/peer/pytorch_fit.py`, which starts it and asks it in turns with the same model in
 //! PyTorch.
 //!
-//! `bench_fit --backbone FILE --blocks N --size PIXELS --slices S --long L --device DEVICE --threads T --precision P --shared OUT`
+//! `bench_fit --backbone FILE --blocks N --size PIXELS --slices S --long L --chunk C --device DEVICE --threads T --precision P --shared OUT`
 //! writes the initial parameters and the input to OUT (safetensors), says `ready`, then answers each line on stdin: `losses` with
 //! those of the first 20 steps (only as the first word), `fit` with the milliseconds of a step on a volume of S slices, `long` with
-//! those of a step on one of L slices of which at most S have activations at a time, `predict` with those of a
+//! those of a step on one of L slices of which at most C have activations at a time, `predict` with those of a
 //! prediction of S slices, `peak` with the most MB that tensors have held on the GPU, or the process on the CPU.
 
 use std::collections::BTreeMap;
@@ -61,7 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let optimiser = AdamW::new(named.map(|(n, t)| (n.clone(), t.shallow_clone(), Parameters::group(n))))?;
     let workers = Workers::new(&network, number("--threads")?, 1)?;
     let scale = precision.scaler().map_or(1.0, |scaler| scaler.scale);
-    let plan = Plan { loss: Loss::Bce, smoothing: 0.0, chunk: slices, scale };
+    let plan = Plan { loss: Loss::Bce, smoothing: 0.0, chunk: number("--chunk")?, scale };
     let mut bench = Bench { network, workers, optimiser, plan, device };
     println!("ready");
     let mut step = 0;

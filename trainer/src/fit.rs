@@ -322,7 +322,7 @@ impl Fit<'_> {
                     return Err(Error::Diverged { what, value, epoch, step, volumes, kept });
                 }
                 if let Some(clip) = train.clip.filter(|&clip| norm > clip) {
-                    gradients.iter_mut().try_for_each(|g| g.f_mul_scalar_(clip / norm).map(drop))?;
+                    let _ = gradients.f_mul_scalar_(clip / norm)?;
                 }
                 optimiser.step(&gradients, |group| match group {
                     Group::Lora => Rates { lr: train.lr_lora * factor, decay: train.decay_lora },

@@ -39,8 +39,8 @@ struct Slots {
 struct Slot {
     name: String,
     value: Tensor,
-    /// Its place among all parameters.
-    index: usize,
+    /// Where its gradient starts among all of them.
+    start: i64,
 }
 
 /// First and second moments of a parameter.
@@ -57,8 +57,11 @@ impl AdamW {
     /// Moments of zero for leaf tensors that ask for gradients.
     pub fn new(parameters: impl IntoIterator<Item = (String, Tensor, Group)>) -> Result<Self, TchError> {
         let mut groups: Vec<(Group, Vec<Slot>)> = Vec::new();
-        for (index, (name, value, group)) in parameters.into_iter().enumerate() {
-            let slot = Slot { name, value, index };
+        let mut start = 0;
+        for (name, value, group) in parameters {
+            let length = value.numel() as i64;
+            let slot = Slot { name, value, start };
+            start += length;
             match groups.iter_mut().find(|(g, _)| *g == group) {
                 Some((_, named)) => named.push(slot),
                 None => groups.push((group, vec![slot])),
@@ -105,8 +108,8 @@ impl AdamW {
         Ok(())
     }
 
-    /// One step from the parameters' gradients, in their order.
-    pub fn step(&mut self, gradients: &[Tensor], rates: impl Fn(Group) -> Rates) -> Result<(), TchError> {
+    /// One step from the parameters' gradients, `[P]`, one after the other in the order of the parameters.
+    pub fn step(&mut self, gradients: &Tensor, rates: impl Fn(Group) -> Rates) -> Result<(), TchError> {
         self.step += 1;
         let t = self.step as f64;
         let correction1 = 1.0 - libm::pow(BETA1, t);
@@ -114,8 +117,10 @@ impl AdamW {
         let _guard = tch::no_grad_guard();
         for slots in &mut self.groups {
             let Rates { lr, decay } = rates(slots.group);
-            let grad = flat(slots.named.iter().map(|slot| &gradients[slot.index]))?;
-            let mut values = flat(slots.named.iter().map(|slot| &slot.value))?;
+            let part = |slot: &Slot| gradients.f_narrow(0, slot.start, slot.value.numel() as i64);
+            let grad = Tensor::f_cat(&slots.named.iter().map(part).collect::<Result<Vec<_>, _>>()?, 0)?;
+            let values = slots.named.iter().map(|slot| slot.value.f_flatten(0, -1));
+            let mut values = Tensor::f_cat(&values.collect::<Result<Vec<_>, _>>()?, 0)?;
             let _ = values.f_mul_scalar_(1.0 - lr * decay)?;
             let _ = slots.m.f_lerp_(&grad, 1.0 - BETA1)?;
             let _ = slots.v.f_mul_scalar_(BETA2)?;
@@ -140,21 +145,9 @@ impl Slots {
     }
 }
 
-/// All values of some tensors, one after the other.
-fn flat<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Tensor, TchError> {
-    let flat: Vec<Tensor> = tensors.map(|tensor| tensor.f_flatten(0, -1)).collect::<Result<_, _>>()?;
-    Tensor::f_cat(&flat, 0)
-}
-
-/// √(Σ g²) over all gradients.
-pub fn norm(gradients: &[Tensor]) -> Result<f64, TchError> {
-    let square = |gradient: &Tensor| {
-        let gradient = gradient.f_flatten(0, -1)?;
-        gradient.f_dot(&gradient)
-    };
-    let squares: Vec<Tensor> = gradients.iter().map(square).collect::<Result<_, TchError>>()?;
-    // Asked for at once, since a GPU is waited for each time.
-    Ok(Tensor::f_stack(&squares, 0)?.f_to_kind(Kind::Double)?.f_sum(None)?.f_double_value(&[])?.sqrt())
+/// √(Σ g²).
+pub fn norm(gradients: &Tensor) -> Result<f64, TchError> {
+    Ok(gradients.f_dot(gradients)?.f_double_value(&[])?.sqrt())
 }
 
 /// Factor on the learning rates at `step` (from 0) of `total`: a linear rise over the first `warmup` steps, then half
@@ -192,7 +185,8 @@ mod tests {
 
     fn advance(optimiser: &mut AdamW, values: &[Tensor], at: u64) {
         let gradients = Tensor::run_backward(&[loss(values, at)], values, false, false);
-        optimiser.step(&gradients, rates).unwrap();
+        let flat: Vec<Tensor> = gradients.iter().map(|g| g.flatten(0, -1)).collect();
+        optimiser.step(&Tensor::cat(&flat, 0), rates).unwrap();
     }
 
     fn start() -> Vec<Tensor> {

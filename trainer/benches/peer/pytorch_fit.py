@@ -36,7 +36,7 @@ class Worker:
 
     def __init__(self, arguments, shared):
         words = [str(arguments.worker), "--shared", str(shared)]
-        for name in ["backbone", "blocks", "size", "slices", "long", "device", "threads", "precision"]:
+        for name in ["backbone", "blocks", "size", "slices", "long", "chunk", "device", "threads", "precision"]:
             words += [f"--{name}", str(getattr(arguments, name))]
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.answer("ready")
@@ -147,6 +147,7 @@ def main():
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--slices", type=int, default=16)
     parser.add_argument("--long", type=int, default=128)
+    parser.add_argument("--chunk", type=int, default=16, help="most slices that the trainer holds activations of")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--precision", default="f32", choices=["f32", "bf16", "f16"])

@@ -97,7 +97,7 @@ impl Checkpoint {
         if self.tensors.keys().any(|name| name.starts_with("ema.")) { "ema." } else { "param." }
     }
 
-    fn load(&self, prefix: &str, parameters: &Parameters) -> Result<(), Error> {
+    pub(super) fn load(&self, prefix: &str, parameters: &Parameters) -> Result<(), Error> {
         let _guard = tch::no_grad_guard();
         for (name, tensor) in &parameters.named {
             tensor.shallow_clone().f_copy_(&self.get(&format!("{prefix}{name}"))?)?;

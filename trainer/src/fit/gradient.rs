@@ -29,8 +29,8 @@ pub struct Plan {
     pub scale: f64,
 }
 
-/// The mean loss over all known labels of `items` and its gradients in the order of `parameters`; `None` where no label
-/// is known.
+/// The mean loss over all known labels of `items` and its gradients, `[P]`, one after the other in the order of
+/// `parameters`; `None` where no label is known.
 ///
 /// A worker holds at most `plan.chunk` slices with their activations at a time. Volumes that fit together go through
 /// together, forward and backward once.
@@ -41,7 +41,7 @@ pub fn gradients(
     parameters: &Parameters,
     mut items: Vec<Item>,
     plan: Plan,
-) -> Result<Option<(f64, Vec<Tensor>)>, TchError> {
+) -> Result<Option<(f64, Tensor)>, TchError> {
     let Plan { loss, chunk, .. } = plan;
     let terms: usize = items.iter().map(|item| loss.terms(&item.targets)).sum();
     if terms == 0 {
@@ -51,23 +51,18 @@ pub fn gradients(
     items.retain(|item| loss.terms(&item.targets) > 0);
     let slices: usize = items.iter().map(|item| item.slices.count).sum();
     let groups = groups(items, chunk.min(slices.div_ceil(workers.count())));
-    let parts = workers.map(parameters, groups, move |network, group| {
-        let value = match group.as_slice() {
-            [item] if item.slices.count > chunk => long(network, item, plan, share)?,
-            items => together(network, items, plan, share)?,
-        };
-        Ok((value, network.parameters.take_gradients()?))
+    let parts = workers.map(parameters, groups, move |network, group| match group.as_slice() {
+        [item] if item.slices.count > chunk => long(network, item, plan, share),
+        items => together(network, items, plan, share),
     })?;
     // Added in the order of the groups, whichever was done first.
     let mut parts = parts.into_iter();
     let Some((mut value, mut gradients)) = parts.next() else { return Ok(None) };
     for (more, part) in parts {
         value += more;
-        gradients.iter_mut().zip(&part).try_for_each(|(sum, part)| sum.f_add_(part).map(drop))?;
+        let _ = gradients.f_add_(&part)?;
     }
-    if plan.scale != 1.0 {
-        gradients.iter_mut().try_for_each(|g| g.f_mul_scalar_(1.0 / plan.scale).map(drop))?;
-    }
+    let _ = gradients.f_mul_scalar_(1.0 / plan.scale)?;
     Ok(Some((value, gradients)))
 }
 
@@ -90,7 +85,7 @@ fn groups(items: Vec<Item>, limit: usize) -> Vec<Vec<Item>> {
     groups
 }
 
-fn together(network: &Network, items: &[Item], plan: Plan, share: f64) -> Result<f64, TchError> {
+fn together(network: &Network, items: &[Item], plan: Plan, share: f64) -> Result<(f64, Tensor), TchError> {
     let device = network.encoder.device();
     let slices = items
         .iter()
@@ -106,11 +101,11 @@ fn together(network: &Network, items: &[Item], plan: Plan, share: f64) -> Result
         start += count;
     }
     let total = Tensor::f_stack(&losses, 0)?.f_sum(None)?.f_mul_scalar(share)?;
-    total.f_mul_scalar(plan.scale)?.f_backward()?;
-    total.f_double_value(&[])
+    let (gradients, _) = network.parameters.gradients(&total.f_mul_scalar(plan.scale)?, &[])?;
+    Ok((total.f_double_value(&[])?, gradients))
 }
 
-fn long(network: &Network, item: &Item, plan: Plan, share: f64) -> Result<f64, TchError> {
+fn long(network: &Network, item: &Item, plan: Plan, share: f64) -> Result<(f64, Tensor), TchError> {
     let Plan { loss, smoothing, chunk, scale } = plan;
     let device = network.encoder.device();
     let embeddings = {
@@ -120,15 +115,16 @@ fn long(network: &Network, item: &Item, plan: Plan, share: f64) -> Result<f64, T
     let embeddings = embeddings.f_set_requires_grad(true)?;
     let logits = network.pool(&embeddings)?.logits;
     let total = loss.smoothed_sum(&logits, &item.targets, smoothing)?.f_mul_scalar(share)?;
-    total.f_mul_scalar(scale)?.f_backward()?;
-    let gradient = embeddings.grad();
+    let (mut gradients, at_embeddings) =
+        network.parameters.gradients(&total.f_mul_scalar(scale)?, &[&embeddings])?;
     for start in (0..item.slices.count).step_by(chunk) {
         let count = chunk.min(item.slices.count - start);
         let part = network.embed(&item.slices.tensor(start, count, device)?)?;
-        let gradient = gradient.f_narrow(0, start as i64, count as i64)?;
-        part.f_mul(&gradient)?.f_sum(None)?.f_backward()?;
+        let gradient = at_embeddings[0].f_narrow(0, start as i64, count as i64)?;
+        let (more, _) = network.parameters.gradients(&part.f_mul(&gradient)?.f_sum(None)?, &[])?;
+        let _ = gradients.f_add_(&more)?;
     }
-    total.f_double_value(&[])
+    Ok((total.f_double_value(&[])?, gradients))
 }
 
 #[cfg(test)]
@@ -136,7 +132,7 @@ mod tests {
     use super::*;
     use crate::fit::tests::{slices, tiny_network};
 
-    fn found(items: &[Item], chunk: usize, threads: usize) -> Option<(f64, Vec<Tensor>)> {
+    fn found(items: &[Item], chunk: usize, threads: usize) -> Option<(f64, Tensor)> {
         let network = tiny_network(5);
         let workers = Workers::new(&network, threads, 8).unwrap();
         gradients(&workers, &network.parameters, items.to_vec(), plan(chunk)).unwrap()
@@ -150,13 +146,22 @@ mod tests {
         Item { slices: slices(count, count as u64).into(), targets: vec![target] }
     }
 
-    fn close(a: &[Tensor], b: &[Tensor]) {
-        let norm = |t: &Tensor| t.square().sum(None).double_value(&[]).sqrt();
-        let whole =
-            |all: &[Tensor]| Tensor::cat(&all.iter().map(|t| t.flatten(0, -1)).collect::<Vec<_>>(), 0);
-        let off = norm(&(whole(a) - whole(b))) / norm(&whole(b));
+    fn norm(t: &Tensor) -> f64 {
+        t.square().sum(None).double_value(&[]).sqrt()
+    }
+
+    /// The gradients of the tiny network's parameters, each for itself.
+    fn split(flat: &Tensor) -> Vec<Tensor> {
+        let lengths: Vec<i64> =
+            tiny_network(5).parameters.named.iter().map(|(_, t)| t.numel() as i64).collect();
+        flat.split_with_sizes(&lengths, 0)
+    }
+
+    fn close(a: &Tensor, b: &Tensor) {
+        let off = norm(&(a - b)) / norm(b);
         assert!(off <= 1e-6, "{off}");
-        for (a, b) in a.iter().zip(b) {
+        let (a, b) = (split(a), split(b));
+        for (a, b) in a.iter().zip(&b) {
             assert!(norm(&(a - b)) <= 1e-5 * norm(b), "{} of {}", norm(&(a - b)), norm(b));
         }
         assert!(b.iter().all(|b| norm(b) > 0.0), "a parameter has no gradient");
@@ -174,13 +179,15 @@ mod tests {
     }
 
     /// What libtorch's own backward through the whole volume gives.
-    fn plain(item: &Item) -> (f64, Vec<Tensor>) {
+    fn plain(item: &Item) -> (f64, Tensor) {
         let network = tiny_network(5);
         let slices = item.slices.tensor(0, item.slices.count, tch::Device::Cpu).unwrap();
         let logits = network.pool(&network.embed(&slices).unwrap()).unwrap().logits;
         let loss = Loss::default().smoothed_sum(&logits, &item.targets, 0.1).unwrap();
         let leaves: Vec<&Tensor> = network.parameters.named.iter().map(|(_, tensor)| tensor).collect();
-        (loss.double_value(&[]), Tensor::run_backward(&[&loss], &leaves, false, false))
+        let gradients = Tensor::run_backward(&[&loss], &leaves, false, false);
+        let flat: Vec<Tensor> = gradients.iter().map(|g| g.flatten(0, -1)).collect();
+        (loss.double_value(&[]), Tensor::cat(&flat, 0))
     }
 
     #[test]
@@ -224,7 +231,7 @@ mod tests {
         let (rounded_loss, rounded) =
             gradients(&workers, &network.parameters, items.to_vec(), plan(7)).unwrap().unwrap();
         assert!((rounded_loss - loss).abs() < 0.02 * loss, "{rounded_loss} {loss}");
-        let norm = |t: &Tensor| t.square().sum(None).double_value(&[]).sqrt();
+        let (rounded, expected) = (split(&rounded), split(&expected));
         for ((name, leaf), (a, b)) in network.parameters.named.iter().zip(rounded.iter().zip(&expected)) {
             assert_eq!((leaf.kind(), a.kind()), (tch::Kind::Float, tch::Kind::Float));
             let off = norm(&(a - b)) / norm(b);
@@ -238,7 +245,7 @@ mod tests {
         let items = [item(3, Some(true)), item(5, None), item(2, Some(false))];
         let (first, a) = found(&items[..1], 5, 1).unwrap();
         let (last, b) = found(&items[2..], 5, 1).unwrap();
-        let mean: Vec<Tensor> = a.iter().zip(&b).map(|(a, b)| (a + b) * 0.5).collect();
+        let mean = (a + b) * 0.5;
         for threads in [1, 3] {
             let (loss, found) = found(&items, 5, threads).unwrap();
             assert!((loss - 0.5 * (first + last)).abs() < 1e-6);

@@ -87,18 +87,11 @@ impl Parameters {
         self.named.iter().map(|(name, tensor)| Ok((name.clone(), stored(tensor)?))).collect()
     }
 
-    /// The values, without gradients, in the order of the parameters; nothing is copied.
-    pub fn values(&self) -> Result<Vec<Tensor>, TchError> {
-        self.named.iter().map(|(_, tensor)| tensor.f_detach()).collect()
-    }
-
-    /// Takes over the values that [`Parameters::values`] of the same model gave.
-    pub fn load(&self, values: &[Tensor]) -> Result<(), TchError> {
-        let _guard = tch::no_grad_guard();
-        self.named
-            .iter()
-            .zip(values)
-            .try_for_each(|((_, tensor), value)| tensor.shallow_clone().f_copy_(value))
+    /// The same leaves for another thread; nothing is copied.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        let share = |(name, tensor): &(String, Tensor)| (name.clone(), tensor.shallow_clone());
+        Self { lora: self.lora.clone(), named: self.named.iter().map(share).collect() }
     }
 
     /// Leaves of their own with the same values.
@@ -114,18 +107,21 @@ impl Parameters {
         })
     }
 
-    /// The gradients, in the order of the parameters; they are set to zero.
-    pub fn take_gradients(&self) -> Result<Vec<Tensor>, TchError> {
-        let take = |(_, tensor): &(String, Tensor)| {
-            let mut gradient = tensor.grad();
-            if !gradient.defined() {
-                return tensor.f_detach()?.f_zeros_like();
+    /// All gradients of `total`, one after the other in the order of the parameters, `[P]`; and those of `others`. Threads may
+    /// ask side by side, since nothing is added to the leaves.
+    pub fn gradients(&self, total: &Tensor, others: &[&Tensor]) -> Result<(Tensor, Vec<Tensor>), TchError> {
+        let inputs: Vec<&Tensor> =
+            self.named.iter().map(|(_, tensor)| tensor).chain(others.iter().copied()).collect();
+        let mut found = Tensor::f_run_backward(&[total], &inputs, false, false)?;
+        let rest = found.split_off(self.named.len());
+        let flat = found.iter().zip(&self.named).map(|(gradient, (_, tensor))| {
+            if gradient.defined() {
+                gradient.f_flatten(0, -1)
+            } else {
+                tensor.f_detach()?.f_zeros_like()?.f_flatten(0, -1)
             }
-            let taken = gradient.f_mul_scalar(1.0)?;
-            let _ = gradient.f_zero_()?;
-            Ok(taken)
-        };
-        self.named.iter().map(take).collect()
+        });
+        Ok((Tensor::f_cat(&flat.collect::<Result<Vec<_>, _>>()?, 0)?, rest))
     }
 
     /// Moves these values towards `others`: a running mean with `decay`, which counts less in the first of its `steps`, lest
