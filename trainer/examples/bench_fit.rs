@@ -136,7 +136,7 @@ fn input(count: usize, size: usize, volume: u32) -> Slices {
         let x = (i as u32 + volume.wrapping_mul(0x9E37_79B9)).wrapping_mul(2_654_435_761);
         let x = (x ^ (x >> 16)).wrapping_mul(0x045D_9F3B);
         let noise = ((x ^ (x >> 16)) >> 8) as f32 / (1 << 22) as f32 - 2.0;
-        let inside = volume % 2 == 0 && i / each == count / 2 && i % size < size / 4;
+        let inside = volume.is_multiple_of(2) && i / each == count / 2 && i % size < size / 4;
         if inside { 1.5 + 0.1 * noise } else { noise }
     });
     Slices { count, size: [size; 2], values: values.collect() }
@@ -151,10 +151,10 @@ fn shared(network: &Network, volumes: &[Item], long: &Item, size: usize) -> Resu
     let values = volumes.iter().flat_map(|v| v.slices.values.iter().copied()).collect();
     tensors.insert(
         "volumes".into(),
-        Stored::new(&[volumes.len(), volumes[0].slices.count, 3, size, size], values),
+        Stored::new([volumes.len(), volumes[0].slices.count, 3, size, size], values),
     );
     tensors
-        .insert("long".into(), Stored::new(&[long.slices.count, 3, size, size], long.slices.values.clone()));
+        .insert("long".into(), Stored::new([long.slices.count, 3, size, size], long.slices.values.clone()));
     Ok(safetensors_bytes(&tensors, None))
 }
 

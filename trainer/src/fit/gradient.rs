@@ -1,10 +1,10 @@
 use std::sync::Arc;
 
-use tch::{TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 
 use crate::data::Slices;
 use crate::loss::Loss;
-use crate::model::{Network, Parameters, chunks};
+use crate::model::{Network, Parameters};
 use crate::workers::Workers;
 
 /// One training volume.
@@ -34,8 +34,9 @@ pub struct Plan {
 ///
 /// A worker holds at most `plan.chunk` slices with their activations at a time. Volumes that fit together go through
 /// together, forward and backward once.
-/// A longer volume is encoded twice: once without activations to get the loss and its gradient at the embeddings, and
-/// then chunk by chunk with that gradient, which gives the same result at a memory that does not grow with its length.
+/// A longer volume is encoded twice but for its last chunk: once without activations to get the loss and its gradient at the
+/// embeddings, and then chunk by chunk with that gradient, which gives the same result at a memory that does not grow with
+/// its length.
 pub fn gradients(
     workers: &Workers,
     parameters: &Parameters,
@@ -105,24 +106,37 @@ fn together(network: &Network, items: &[Item], plan: Plan, share: f64) -> Result
     Ok((total.f_double_value(&[])?, gradients))
 }
 
+/// A volume of several chunks: the embeddings of all of them first, of the last one with its activations, which serve for its
+/// gradients at once; the others are encoded again.
 fn long(network: &Network, item: &Item, plan: Plan, share: f64) -> Result<(f64, Tensor), TchError> {
     let Plan { loss, smoothing, chunk, scale } = plan;
     let device = network.encoder.device();
-    let embeddings = {
+    let upload = |start: usize| item.slices.tensor(start, chunk.min(item.slices.count - start), device);
+    let last = (item.slices.count - 1) / chunk * chunk;
+    // What is on a GPU stays there for the second time: a hundredth of what activations take, and slow to bring.
+    let mut uploaded = Vec::new();
+    let mut embeddings = Vec::new();
+    for start in (0..last).step_by(chunk) {
         let _guard = tch::no_grad_guard();
-        chunks(&item.slices, chunk, device, |slices| network.embed(slices))?
-    };
-    let embeddings = embeddings.f_set_requires_grad(true)?;
+        let slices = upload(start)?;
+        embeddings.push(network.embed(&slices)?);
+        uploaded.push((device != Device::Cpu).then_some(slices));
+    }
+    let open = network.embed(&upload(last)?)?;
+    embeddings.push(open.f_detach()?);
+    let embeddings = Tensor::f_cat(&embeddings, 0)?.f_set_requires_grad(true)?;
     let logits = network.pool(&embeddings)?.logits;
     let total = loss.smoothed_sum(&logits, &item.targets, smoothing)?.f_mul_scalar(share)?;
     let (mut gradients, at_embeddings) =
         network.parameters.gradients(&total.f_mul_scalar(scale)?, &[&embeddings])?;
-    for start in (0..item.slices.count).step_by(chunk) {
-        let count = chunk.min(item.slices.count - start);
-        let part = network.embed(&item.slices.tensor(start, count, device)?)?;
-        let gradient = at_embeddings[0].f_narrow(0, start as i64, count as i64)?;
+    let mut backward = |start: usize, part: Tensor| {
+        let gradient = at_embeddings[0].f_narrow(0, start as i64, part.size()[0])?;
         let (more, _) = network.parameters.gradients(&part.f_mul(&gradient)?.f_sum(None)?, &[])?;
-        let _ = gradients.f_add_(&more)?;
+        gradients.f_add_(&more).map(drop)
+    };
+    backward(last, open)?;
+    for (start, slices) in (0..last).step_by(chunk).zip(uploaded) {
+        backward(start, network.embed(&slices.map_or_else(|| upload(start), Ok)?)?)?;
     }
     Ok((total.f_double_value(&[])?, gradients))
 }
@@ -181,7 +195,7 @@ mod tests {
     /// What libtorch's own backward through the whole volume gives.
     fn plain(item: &Item) -> (f64, Tensor) {
         let network = tiny_network(5);
-        let slices = item.slices.tensor(0, item.slices.count, tch::Device::Cpu).unwrap();
+        let slices = item.slices.tensor(0, item.slices.count, Device::Cpu).unwrap();
         let logits = network.pool(&network.embed(&slices).unwrap()).unwrap().logits;
         let loss = Loss::default().smoothed_sum(&logits, &item.targets, 0.1).unwrap();
         let leaves: Vec<&Tensor> = network.parameters.named.iter().map(|(_, tensor)| tensor).collect();

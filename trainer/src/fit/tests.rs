@@ -166,24 +166,21 @@ fn a_running_mean_is_what_is_kept_and_survives_an_interruption() {
     fit(&Options { stop_after: Some(1), ..bench.options("resumed") }).unwrap();
     let resumed = fit(&bench.options("resumed")).unwrap().unwrap();
     assert_eq!(straight.labels, resumed.labels);
-    let last = |out: &str| Checkpoint::read(&bench.path(out).join(file::LAST)).unwrap();
-    assert_eq!(last("straight").content(), last("resumed").content());
+    let last = |bench: &Bench, out: &str| Checkpoint::read(&bench.path(out).join(file::LAST)).unwrap();
+    let mean = last(&bench, "straight");
+    assert_eq!(mean.content(), last(&bench, "resumed").content());
 
     bench.task.train.ema = None;
     fit(&bench.options("plain")).unwrap();
-    let (mean, plain) = (last("straight").content(), last("plain").content());
+    let plain = last(&bench, "plain").content();
     // The steps are the same; the mean lags behind them.
-    let raw = Checkpoint::read(&bench.path("straight").join(file::LAST)).unwrap();
-    let parameters = crate::model::Parameters::from_stored(
-        &Backbone::open(&backbone_path()).map(|mut b| b.truncate(2).map(|()| b.arch)).unwrap().unwrap(),
-        &bench.task.lora_spec(),
-        1,
-        &mean,
-        Device::Cpu,
-    );
-    raw.load("param.", parameters.as_ref().unwrap()).unwrap();
-    assert_eq!(parameters.unwrap().to_stored().unwrap(), plain);
-    assert_ne!(mean, plain);
+    assert_ne!(mean.content(), plain);
+    let mut backbone = Backbone::open(&backbone_path()).unwrap();
+    backbone.truncate(2).unwrap();
+    let (lora, content) = (bench.task.lora_spec(), mean.content());
+    let parameters = Parameters::from_stored(&backbone.arch, &lora, 1, &content, Device::Cpu).unwrap();
+    mean.load("param.", &parameters).unwrap();
+    assert_eq!(parameters.to_stored().unwrap(), plain);
 }
 
 #[test]
