@@ -4,7 +4,7 @@ Starts `bench_fit` (trainer/examples/bench_fit.rs), takes its initial parameters
 training steps, then times both in turns: a prediction, a plain step, and a step on a long volume, which the trainer encodes twice
 at constant memory and PyTorch takes plainly and with activation checkpointing. Prints a table and, with --json, a JSON list.
 
-Needs torch, transformers, peft and safetensors. From the repository's root, with DIR a folder of theirs:
+Needs torch, transformers, peft and safetensors. From the repository's root:
     cargo build --workspace --release --example bench_fit
     python3 trainer/benches/peer/pytorch_fit.py --worker target/release/examples/bench_fit \
         --backbone target/demo/backbone.safetensors --device cuda

@@ -119,7 +119,6 @@ mod tests {
             edge_mm: 2.0,
             irregularity: 0.0,
             inside: 0.9,
-            ripple_mm: None,
         }
     }
 

@@ -94,36 +94,13 @@ fn plant_all(suite: &Suite, tissue: &[f64], values: &mut [f64], dice: &mut Dice)
             amount[voxel] = amount[voxel].max(weight);
         }
     }
-    let texture = finding.ripple_mm.map(|wavelength| Ripple::random(wavelength, dice));
-    for ((value, amount), voxel) in values.iter_mut().zip(&amount).zip(indices(suite.grid.dims)) {
-        let texture = texture.as_ref().map_or(1.0, |ripple| ripple.at(position(&suite.grid, voxel)));
-        let change = contrast * amount * texture;
+    for (value, amount) in values.iter_mut().zip(&amount) {
         match suite.modality {
-            Modality::Mr => *value *= 1.0 + change,
-            Modality::Ct => *value += change,
+            Modality::Mr => *value *= 1.0 + contrast * amount,
+            Modality::Ct => *value += contrast * amount,
         }
     }
     amount.into_iter().map(|a| if a > 0.5 { 1.0 } else { 0.0 }).collect()
-}
-
-/// A wave along a direction in the plane.
-struct Ripple {
-    /// Radians a mm along R and A.
-    frequency: [f64; 2],
-    phase: f64,
-}
-
-impl Ripple {
-    fn random(wavelength_mm: f64, dice: &mut Dice) -> Self {
-        let turn = std::f64::consts::TAU;
-        let (sin, cos) = libm::sincos(turn * dice.unit());
-        Self { frequency: [cos, sin].map(|x| x * turn / wavelength_mm), phase: turn * dice.unit() }
-    }
-
-    /// From -1 to 1.
-    fn at(&self, point: [f64; 3]) -> f64 {
-        libm::sin(self.frequency[0] * point[0] + self.frequency[1] * point[1] + self.phase)
-    }
 }
 
 /// The affine part of the way from the volume to its template: turned and scaled about the volume's middle.
@@ -204,20 +181,6 @@ mod tests {
             (0..4).map(|i| class(0.5, i)).collect::<Vec<_>>(),
             [(false, 0), (true, 0), (false, 1), (true, 1)]
         );
-    }
-
-    #[test]
-    fn a_ripple_has_its_wavelength_in_every_direction_and_no_mean() {
-        for index in 0..8 {
-            let ripple = Ripple::random(8.0, &mut Dice::new(1, Split::Train, index));
-            let length = ripple.frequency.iter().map(|f| f * f).sum::<f64>().sqrt();
-            assert!((length - std::f64::consts::TAU / 8.0).abs() < 1e-12);
-            let [f, g] = ripple.frequency.map(|f| f / length);
-            let along: Vec<f64> =
-                (0..80).map(|i| ripple.at([f * f64::from(i) * 0.1, g * f64::from(i) * 0.1, 9.0])).collect();
-            assert!(along.iter().sum::<f64>().abs() < 1e-9);
-            assert!(along.iter().fold(0.0, |m: f64, x| m.max(x.abs())) > 0.99);
-        }
     }
 
     #[test]

@@ -216,10 +216,6 @@ pub struct Finding {
     pub irregularity: f64,
     /// Least share of a finding that must lie in tissue.
     pub inside: f64,
-    /// Wavelength of a texture: the contrast goes up and down along a random direction in the plane instead of being the same
-    /// everywhere in the finding, so that the finding is as bright as its surroundings on the mean.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ripple_mm: Option<f64>,
 }
 
 impl Suite {
@@ -346,7 +342,6 @@ impl Suite {
         let count = f.count[0] >= 1 && f.count[0] <= f.count[1] && f.count[1] <= 100;
         check(count, "finding.count", &f.count, "[low, high], from 1 to 100")?;
         check(range(f.contrast, f64::MIN), "finding.contrast", &f.contrast, "[low, high]")?;
-        check(f.ripple_mm.is_none_or(positive), "finding.ripple_mm", &f.ripple_mm, "positive")?;
         check(range(f.radius_mm, 0.1), "finding.radius_mm", &f.radius_mm, "[low, high], at least 0.1")?;
         check(
             range(f.thickness_mm, 0.1),
