@@ -1,5 +1,5 @@
 use runtime::backbone::{Arch, Backbone, Body as BodyKind, Embedding, Mlp as MlpKind, Tensor as Stored};
-use tch::{Device, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use super::davit::Davit;
 use super::parameters::{BlockFactors, Factors, Pair, Qkv};
@@ -106,6 +106,18 @@ impl Encoder {
             BodyKind::Davit(davit) => Body::Davit(Davit::new(&loader, davit, size)?),
         };
         Ok(Self { arch, device, body })
+    }
+
+    /// The same encoder with its blocks' matrix products and attention in `kind`, and those of a patch embedding: their weights
+    /// are kept in it, and what they take is rounded to it. Norms, the residual stream, softmax of the CLS row, rotations, a
+    /// pooling head, a DaViT's convolutions and the embeddings stay in f32, as do the LoRA factors, of which a rounded copy is
+    /// used.
+    pub fn with_precision(mut self, kind: Kind) -> Result<Self, TchError> {
+        match &mut self.body {
+            Body::Vit(vit) => vit.set_precision(kind)?,
+            Body::Davit(davit) => davit.set_precision(kind)?,
+        }
+        Ok(self)
     }
 
     /// The same weights for another thread; nothing is copied.
@@ -250,6 +262,16 @@ impl VisionTransformer {
         })
     }
 
+    fn set_precision(&mut self, kind: Kind) -> Result<(), TchError> {
+        self.patch = self.patch.to_kind(kind)?;
+        for block in &mut self.blocks {
+            block.qkv = block.qkv.to_kind(kind)?;
+            block.o = block.o.to_kind(kind)?;
+            block.mlp = block.mlp.to_kind(kind)?;
+        }
+        Ok(())
+    }
+
     fn share(&self) -> Self {
         Self {
             sizes: self.sizes,
@@ -318,7 +340,8 @@ impl VisionTransformer {
             .f_reshape([s * gh * gw, 3 * p * p])?;
         let pair = factors.and_then(|f| f.patch.as_ref());
         let patches = self.patch.adapted(&pixels, pair, factors.map_or(0.0, |f| f.scale))?;
-        let patches = patches.f_view((s, gh * gw, d))?.f_add(&self.positions)?;
+        let patches =
+            patches.f_view((s, gh * gw, d))?.f_to_kind(self.positions.kind())?.f_add(&self.positions)?;
         let Some(prefix) = &self.prefix else { return patches.f_reshape([-1, d]) };
         let prefix = prefix.f_unsqueeze(0)?.f_expand([s, -1, -1], false)?;
         Tensor::f_cat(&[prefix, patches], 1)?.f_reshape([-1, d])
@@ -340,8 +363,13 @@ impl Linear {
         Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone() }
     }
 
+    pub(super) fn to_kind(&self, kind: Kind) -> Result<Self, TchError> {
+        Ok(Self { weight: self.weight.f_to_kind(kind)?, bias: self.bias.f_to_kind(kind)? })
+    }
+
+    /// In the weight's precision, whatever that of `x`.
     pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        x.f_linear(&self.weight, Some(&self.bias))
+        x.f_to_kind(self.weight.kind())?.f_linear(&self.weight, Some(&self.bias))
     }
 
     /// Output rows `start..start + len` as a layer of their own; nothing is copied.
@@ -354,6 +382,7 @@ impl Linear {
     /// As a side branch: merging `W + scale B A` in every step instead costs the gradient of a full weight, half as much
     /// again as the projection's own two products.
     pub(super) fn adapted(&self, x: &Tensor, pair: Option<&Pair>, scale: f64) -> Result<Tensor, TchError> {
+        let x = &x.f_to_kind(self.weight.kind())?;
         let y = self.apply(x)?;
         match pair {
             Some(pair) => add_low_rank(y, &pair.reduce(x, scale)?, &pair.b),
@@ -363,18 +392,30 @@ impl Linear {
 }
 
 impl Pair {
-    /// `scale x Aᵀ`, `[n, r]`.
+    /// `scale x Aᵀ`, `[n, r]`, in the precision of `x`.
     fn reduce(&self, x: &Tensor, scale: f64) -> Result<Tensor, TchError> {
-        x.f_linear(&self.a, None::<&Tensor>)?.f_mul_scalar(scale)
+        x.f_linear(&self.a.f_to_kind(x.kind())?, None::<&Tensor>)?.f_mul_scalar(scale)
     }
 }
 
 /// `y + low bᵀ`, in the memory of `y`.
 fn add_low_rank(mut y: Tensor, low: &Tensor, b: &Tensor) -> Result<Tensor, TchError> {
-    y.f_addmm_(low, &b.f_transpose(0, 1)?)
+    let b = b.f_to_kind(y.kind())?.f_transpose(0, 1)?;
+    y.f_addmm_(low, &b)
 }
 
 impl Mlp {
+    pub(super) fn to_kind(&self, kind: Kind) -> Result<Self, TchError> {
+        Ok(match self {
+            Self::Gelu { fc1, fc2, approximate } => {
+                Self::Gelu { fc1: fc1.to_kind(kind)?, fc2: fc2.to_kind(kind)?, approximate }
+            }
+            Self::SwiGlu { gate, up, down } => {
+                Self::SwiGlu { gate: gate.to_kind(kind)?, up: up.to_kind(kind)?, down: down.to_kind(kind)? }
+            }
+        })
+    }
+
     pub(super) fn share(&self) -> Self {
         match self {
             Self::Gelu { fc1, fc2, approximate } => {
@@ -444,7 +485,7 @@ impl Block {
         let kv = project(&self.qkv, &normed, (d, 2 * d), qkv, run.scale)?;
         let kv = heads(&kv, s, run.sizes.heads, 2)?;
         let row = probabilities(&q, &run.rotated(kv.f_select(0, 0)?)?)?;
-        let mixed = row.f_matmul(&kv.f_select(0, 1)?)?;
+        let mixed = row.f_to_kind(kv.kind())?.f_matmul(&kv.f_select(0, 1)?)?;
         Ok((self.finish(&first(x)?, &mixed, run, factors)?, row))
     }
 
@@ -486,7 +527,8 @@ impl Run<'_> {
 
 /// A branch added to the stream, after its LayerScale where it has one.
 fn added(x: &Tensor, branch: &Tensor, scale: Option<&Tensor>) -> Result<Tensor, TchError> {
-    scale.map_or_else(|| x.f_add(branch), |scale| x.f_addcmul(branch, scale))
+    let branch = branch.f_to_kind(x.kind())?;
+    scale.map_or_else(|| x.f_add(&branch), |scale| x.f_addcmul(&branch, scale))
 }
 
 /// Rows `start..start + len` of the adapted query-key-value projection of `x` `[n, d]`: `[n, len]`.
@@ -497,6 +539,7 @@ pub(super) fn project(
     factors: Option<&Qkv>,
     scale: f64,
 ) -> Result<Tensor, TchError> {
+    let x = &x.f_to_kind(qkv.weight.kind())?;
     let y = qkv.rows(start, len)?.apply(x)?;
     match factors {
         None => Ok(y),
@@ -506,7 +549,7 @@ pub(super) fn project(
             let used = &pairs[(start / d) as usize..((start + len) / d) as usize];
             let deltas = used
                 .iter()
-                .map(|pair| pair.reduce(x, scale)?.f_linear(&pair.b, None::<&Tensor>))
+                .map(|pair| pair.reduce(x, scale)?.f_linear(&pair.b.f_to_kind(x.kind())?, None::<&Tensor>))
                 .collect::<Result<Vec<_>, _>>()?;
             y.f_add(&Tensor::f_cat(&deltas, 1)?)
         }
@@ -519,8 +562,8 @@ pub(super) fn heads(x: &Tensor, s: i64, heads: i64, parts: i64) -> Result<Tensor
     x.f_view_([s, rows / s, parts, heads, columns / parts / heads])?.f_permute([2, 0, 3, 1, 4])
 }
 
-/// Attention probabilities of queries `[S, h, T', e]` over keys `[S, h, T, e]`.
+/// Attention probabilities of queries `[S, h, T', e]` over keys `[S, h, T, e]`, in f32.
 pub(super) fn probabilities(q: &Tensor, k: &Tensor) -> Result<Tensor, TchError> {
     let scale = 1.0 / (q.size()[3] as f64).sqrt();
-    q.f_matmul(&k.f_transpose(2, 3)?)?.f_mul_scalar(scale)?.f_softmax(-1, None)
+    q.f_matmul(&k.f_transpose(2, 3)?)?.f_mul_scalar(scale)?.f_softmax(-1, Kind::Float)
 }
