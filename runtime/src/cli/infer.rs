@@ -51,6 +51,7 @@ impl Infer {
             outputs::check(flag, path, endings)?;
         }
         let device = self.device.clone().unwrap_or_else(default_device);
+        let broker = self.publish.as_ref().map(|broker| self.endpoint(broker)).transpose()?;
         let (task, load) = timed(|| self.task.load())?;
         let (mut scans, open) = timed(|| self.scan.open())?;
         let all = scans.len();
@@ -87,7 +88,7 @@ impl Infer {
                 say::message(&format!("scanside: warning: {warning}"));
             }
             say::line(&result.to_json())?;
-            if let Some(broker) = &self.publish {
+            if let Some(broker) = &broker {
                 self.send(broker, &device, &result)?;
             }
         }
@@ -157,11 +158,16 @@ impl Infer {
         Ok(())
     }
 
-    fn send(&self, broker: &Broker, device: &TopicLevel, result: &TaskResult) -> Result<(), Fault> {
+    /// Before any work is done, so that a broker that cannot be reached this way leaves no result behind.
+    fn endpoint(&self, broker: &Broker) -> Result<Endpoint, Fault> {
+        let credentials = Credentials { ca: self.publish_ca.as_deref(), ..Credentials::default() };
+        Ok(Endpoint::new(broker.clone(), &credentials)?)
+    }
+
+    fn send(&self, endpoint: &Endpoint, device: &TopicLevel, result: &TaskResult) -> Result<(), Fault> {
+        let broker = endpoint.broker();
         let uids = if broker.is_private() { UidForm::Plain } else { UidForm::LeftOut };
         let message = Message::result(result, &self.site, device, uids);
-        let credentials = Credentials { ca: self.publish_ca.as_deref(), ..Credentials::default() };
-        let endpoint = Endpoint::new(broker.clone(), &credentials)?;
         // Unique to device, task and scan, so that no other client is thrown out; 23 characters always pass.
         let id = format!("scanside-{}", &result.result_id[..14]);
         let start = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -171,7 +177,7 @@ impl Infer {
             source,
         })?;
         let (topic, messages) = (message.topic.clone(), [message]);
-        executor.block_on(publish(&endpoint, &id, &messages, &Patience::default()))?;
+        executor.block_on(publish(endpoint, &id, &messages, &Patience::default()))?;
         say::message(&format!("scanside: published to {broker} as {topic}, acknowledged"));
         Ok(())
     }
