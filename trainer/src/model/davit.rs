@@ -1,7 +1,8 @@
 use runtime::backbone::{Davit as Structure, Mlp as MlpKind, Stage as Sizes};
 use tch::{Kind, TchError, Tensor};
 
-use super::encoder::{Encoding, Linear, Loader, Mlp, Norm, project};
+use super::encoder::{Encoding, Loader};
+use super::layers::{Linear, Mlp, Norm, project};
 use super::parameters::{BlockFactors, Factors};
 
 /// A frozen DaViT: convolutions between its stages, window blocks and channel blocks in turn within them. The stream is kept as
