@@ -9,6 +9,7 @@ use trainer::evaluate::{EvaluateError, Predictions, evaluate};
 use trainer::export::{self, export};
 use trainer::fit::{self, fit};
 use trainer::phantom::{self, PhantomError, Suite};
+use trainer::precision::Precision;
 use trainer::predict;
 use trainer::run::Run;
 use trainer::task::Task;
@@ -62,6 +63,9 @@ struct Fit {
     /// Also fit a linear probe on frozen embeddings of the same volumes, to compare with
     #[arg(long)]
     probe: bool,
+    /// Format of matrix products and attention; factors, norms and sums stay f32. f16 is for GPUs
+    #[arg(long, value_enum, default_value_t)]
+    precision: Precision,
     #[command(flatten)]
     machine: Machine,
 }
@@ -163,7 +167,7 @@ struct Phantom {
 
 #[derive(Args)]
 struct Machine {
-    /// cpu, cuda or cuda:N
+    /// cpu, cuda or cuda:N; cuda takes libtorch_cuda.so of the PyTorch that python3 finds, or of SCANSIDE_TORCH_CUDA
     #[arg(long, default_value = "cpu")]
     device: String,
     /// Threads [default: all cores]; a resumed fit keeps those it was started with
@@ -235,6 +239,7 @@ fn area(x: Option<f64>) -> String {
 }
 
 fn run_fit(args: Fit) -> Result<()> {
+    let device = device::open(&args.machine.device)?;
     let mut task = Task::read(&args.task)?;
     task.blocks = args.blocks.or(task.blocks);
     let summary = fit(&fit::Options {
@@ -244,7 +249,8 @@ fn run_fit(args: Fit) -> Result<()> {
         backbone: args.backbone,
         out: args.out.clone(),
         init_from: args.init_from,
-        device: device::parse(&args.machine.device)?,
+        device,
+        precision: args.precision,
         threads: threads(args.machine.threads),
         probe: args.probe,
         stop_after: None,
@@ -277,7 +283,7 @@ fn run_export(args: Export) -> Result<()> {
         backbone: args.moved.backbone,
         data: args.data,
         peft: args.peft.map(|folder| (folder, args.peft_naming)),
-        device: device::parse(&args.machine.device)?,
+        device: device::open(&args.machine.device)?,
         threads: threads(args.machine.threads),
     })?;
     let parity = &exported.parity;
@@ -296,7 +302,7 @@ fn run_export(args: Export) -> Result<()> {
 }
 
 fn run_predict(args: &Predict) -> Result<()> {
-    let device = device::parse(&args.machine.device)?;
+    let device = device::open(&args.machine.device)?;
     let run = Run::open(&args.run)?;
     let task = &run.settings().task;
     let table = Table::read(&args.data, &task.labels, task.loss, true)?;

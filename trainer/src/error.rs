@@ -71,7 +71,7 @@ pub enum Error {
     },
     /// The loss or a gradient is not a finite number any more.
     #[error(
-        "the {what} became {value} in epoch {epoch} at step {step}; the checkpoint of epoch {kept} was kept; \
+        "the {what} became {value} in epoch {epoch} at step {step} with the volumes {volumes}; the checkpoint of epoch {kept} was kept; \
          lower train.lr_lora or train.lr_head and start again in a new folder"
     )]
     Diverged {
@@ -83,6 +83,8 @@ pub enum Error {
         epoch: usize,
         /// Optimiser step, from 1.
         step: u64,
+        /// The ids of the step's volumes.
+        volumes: String,
         /// The last epoch whose checkpoint stands; 0 means that there is none.
         kept: usize,
     },
@@ -107,11 +109,22 @@ pub enum Error {
         source: std::io::Error,
     },
     /// libtorch refused an operation, for example for want of memory.
-    #[error("libtorch failed: {}", .0.to_string().lines().next().unwrap_or_default())]
+    #[error("libtorch failed: {}", torch(.0))]
     Torch(#[from] tch::TchError),
     /// The runtime refused an input.
     #[error(transparent)]
     Runtime(#[from] runtime::Error),
+}
+
+/// The first line of libtorch's message, and what helps where memory ran out.
+fn torch(error: &tch::TchError) -> String {
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    if line.contains("out of memory") {
+        format!("{line}; lower train.chunk, the number of slices that go through the network at a time")
+    } else {
+        line.to_owned()
+    }
 }
 
 impl Error {
@@ -136,5 +149,18 @@ impl Error {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn want_of_memory_names_the_setting_to_lower() {
+        let of = |text: &str| Error::Torch(tch::TchError::Torch(text.into())).to_string();
+        let told = of("CUDA out of memory. Tried to allocate 2.00 GiB.\nException raised from malloc");
+        assert!(told.contains("2.00 GiB.; lower train.chunk") && !told.contains('\n'), "{told}");
+        assert!(!of("expected a scalar\nmore").contains("train.chunk"));
     }
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tch::Device;
 
 pub use checkpoint::{Checkpoint, State};
-pub use gradient::{Item, gradients};
+pub use gradient::{Item, Plan, gradients};
 pub use report::{LabelSummary, Summary};
 
 use crate::Error;
@@ -24,6 +24,7 @@ use crate::data::{Cache, Split, Table, augment, in_order};
 use crate::model::{Encoder, Group, Network, Parameters};
 use crate::optim::{AdamW, Rates, norm, schedule};
 use crate::peft;
+use crate::precision::{Precision, Scaler};
 use crate::predict::{self, Row};
 use crate::random::{Purpose, generator, permutation};
 use crate::run::{BackboneFile, DataFile, Settings, file, open_backbone};
@@ -47,6 +48,8 @@ pub struct Options {
     pub init_from: Option<PathBuf>,
     /// `cpu` or `cuda:N`.
     pub device: Device,
+    /// Of matrix products and attention.
+    pub precision: Precision,
     /// libtorch's threads; a resumed fit keeps those of its checkpoint.
     pub threads: usize,
     /// Also fit a linear probe on frozen embeddings, to compare with.
@@ -95,6 +98,7 @@ impl Epoch {
 /// Fits a task; returns the final figures, or `None` where it stopped early by [`Options::stop_after`].
 pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
     let task = &options.task;
+    options.precision.check(options.device)?;
     let backbone = open_backbone(&options.backbone, task.blocks)?;
     task.validate(backbone.arch.patch)
         .map_err(|problem| Error::Task { path: options.task_path.clone(), problem })?;
@@ -116,15 +120,19 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
             Parameters::from_stored(&backbone.arch, &lora, task.labels.len(), &stored, options.device)
                 .map_err(|problem| Error::Adapter { path: folder.clone(), problem })?;
     }
-    let network = Network { encoder: Encoder::new(&backbone, task.recipe.size, options.device)?, parameters };
+    let encoder = Encoder::new(&backbone, task.recipe.size, options.device)?;
+    let encoder = encoder.with_precision(options.precision.kind())?;
+    let network = Network { encoder, parameters };
     drop(backbone);
+    let average = task.train.ema.is_some().then(|| network.parameters.copy()).transpose()?;
     let named = network.parameters.named.iter();
     let mut optimiser = AdamW::new(
         named.map(|(name, tensor)| (name.clone(), tensor.shallow_clone(), Parameters::group(name))),
     )?;
-    let mut state = State { settings, step: 0, history: Vec::new(), best: 0 };
+    let scaler = options.precision.scaler();
+    let mut state = State { settings, step: 0, history: Vec::new(), best: 0, scaler };
     if let Some(checkpoint) = resumed {
-        checkpoint.restore(&network.parameters, &mut optimiser)?;
+        checkpoint.restore(&network.parameters, average.as_ref(), &mut optimiser)?;
         state = checkpoint.state;
         tracing::info!("resuming after epoch {} of {}", state.history.len(), task.train.epochs);
     }
@@ -140,9 +148,16 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
     let cache = Cache::new(&table, &task.recipe, task.train.cache_mb << 20);
     let workers = Workers::new(&network, state.settings.threads, task.train.batch)?;
     let progress = options.progress;
-    let mut fit = Fit { task, table: &table, cache: &cache, network, workers, optimiser, progress };
+    let scaler = state.scaler;
+    let mut fit =
+        Fit { task, table: &table, cache: &cache, network, average, workers, optimiser, scaler, progress };
     let mut done = 0;
     while state.history.len() < task.train.epochs {
+        let since = state.history.len() - state.best;
+        if task.train.patience.is_some_and(|patience| since >= patience) {
+            tracing::info!("stopped: epoch {} is the best of {}", state.best, state.history.len());
+            break;
+        }
         if options.stop_after == Some(done) {
             return Ok(None);
         }
@@ -181,6 +196,7 @@ fn settings(
             _ => "cpu".into(),
         },
         init_from_sha256: options.init_from.as_deref().map(peft::sha256).transpose()?,
+        precision: options.precision,
     };
     let known = |i: &usize| options.task.loss.terms(&table.samples[*i].targets) > 0;
     if !table.split(Split::Train).iter().any(known) {
@@ -217,8 +233,11 @@ struct Fit<'a> {
     table: &'a Table,
     cache: &'a Cache<'a>,
     network: Network,
+    /// The parameters' running mean.
+    average: Option<Parameters>,
     workers: Workers,
     optimiser: AdamW,
+    scaler: Option<Scaler>,
     progress: bool,
 }
 
@@ -248,7 +267,9 @@ impl Fit<'_> {
         if improved {
             state.best = number;
         }
-        let checkpoint = Checkpoint::of(state.clone(), &self.network, &self.optimiser)?;
+        state.scaler = self.scaler;
+        let checkpoint =
+            Checkpoint::of(state.clone(), &self.network, self.average.as_ref(), &self.optimiser)?;
         if improved {
             checkpoint.write(&out.join(file::BEST))?;
         }
@@ -258,7 +279,7 @@ impl Fit<'_> {
 
     /// One pass over the training volumes; returns the mean loss of its steps and the last step's schedule factor.
     fn train(&mut self, epoch: usize, kept: usize, bar: &ProgressBar) -> Result<(f64, f64), Error> {
-        let Self { task, table, cache, network, workers, optimiser, .. } = self;
+        let Self { task, table, cache, network, average, workers, optimiser, scaler, .. } = self;
         let train = &task.train;
         let samples = table.split(Split::Train);
         let mut rng = generator(train.seed, Purpose::Order, epoch as u64, 0);
@@ -277,36 +298,53 @@ impl Fit<'_> {
             Ok(augment(&slices, &train.augment, &mut rng).into())
         };
         let (mut sum, mut steps, mut factor) = (0.0, 0u64, 0.0);
-        let (mut batch, mut seen) = (Vec::new(), 0);
+        let (mut batch, mut ids, mut seen) = (Vec::new(), Vec::new(), 0);
         in_order(&order, prepare, |index, slices| {
             batch.push(Item { slices, targets: table.samples[index].targets.clone() });
+            ids.push(table.samples[index].id.as_str());
             seen += 1;
             bar.inc(1);
             if batch.len() < train.batch && seen < order.len() {
                 return Ok(());
             }
-            let items = std::mem::take(&mut batch);
-            let made = gradients(workers, &network.parameters, items, task.loss, train.chunk)?;
+            let (items, ids) = (std::mem::take(&mut batch), std::mem::take(&mut ids));
+            let plan = Plan {
+                loss: task.loss,
+                smoothing: train.smoothing,
+                chunk: train.chunk,
+                scale: scaler.map_or(1.0, |scaler| scaler.scale),
+            };
+            let made = gradients(workers, &network.parameters, items, plan)?;
             // The schedule follows epochs and batches, also over a batch of which no label is known.
             factor = schedule(
                 (epoch as u64 - 1) * per_epoch + (seen - 1) as u64 / train.batch as u64,
                 warmup,
                 total,
             );
-            if let Some((loss, gradients)) = made {
-                let step = optimiser.steps() + 1;
-                let diverged = |what, value| Error::Diverged { what, value, epoch, step, kept };
-                if !loss.is_finite() {
-                    return Err(diverged("loss", loss));
-                }
+            if let Some((loss, mut gradients)) = made {
                 let norm = norm(&gradients)?;
-                if !norm.is_finite() {
-                    return Err(diverged("gradient norm", norm));
+                if !(loss.is_finite() && norm.is_finite()) {
+                    if scaler.as_mut().is_some_and(Scaler::skipped) {
+                        return Ok(());
+                    }
+                    let (what, value) =
+                        if loss.is_finite() { ("gradient norm", norm) } else { ("loss", loss) };
+                    let (step, volumes) = (optimiser.steps() + 1, ids.join(", "));
+                    return Err(Error::Diverged { what, value, epoch, step, volumes, kept });
+                }
+                if let Some(clip) = train.clip.filter(|&clip| norm > clip) {
+                    let _ = gradients.f_mul_scalar_(clip / norm)?;
                 }
                 optimiser.step(&gradients, |group| match group {
                     Group::Lora => Rates { lr: train.lr_lora * factor, decay: train.decay_lora },
                     Group::Head => Rates { lr: train.lr_head * factor, decay: train.decay_head },
                 })?;
+                if let (Some(average), Some(decay)) = (average.as_ref(), train.ema) {
+                    average.follow(&network.parameters, decay, optimiser.steps())?;
+                }
+                if let Some(scaler) = scaler.as_mut() {
+                    scaler.taken();
+                }
                 sum += loss;
                 steps += 1;
                 bar.set_message(format!("loss {:.4}", sum / steps as f64));
@@ -319,7 +357,8 @@ impl Fit<'_> {
     /// Mean loss and AUROC over the validation volumes.
     fn validate(&self, bar: &ProgressBar) -> Result<(Option<f64>, Option<f64>), Error> {
         bar.set_message("validation");
-        let rows = self.predict(&[Split::Val], bar)?;
+        let parameters = self.average.as_ref().unwrap_or(&self.network.parameters);
+        let rows = self.predict(parameters, &[Split::Val], bar)?;
         let (mut sum, mut terms) = (0.0, 0);
         for row in &rows {
             let targets = &self.table.samples[row.index].targets;
@@ -333,13 +372,18 @@ impl Fit<'_> {
         ))
     }
 
-    /// Logits of all volumes of some splits, in the table's order.
-    fn predict(&self, splits: &[Split], bar: &ProgressBar) -> Result<Vec<Row>, Error> {
+    /// Logits that `parameters` give for all volumes of some splits, in the table's order.
+    fn predict(
+        &self,
+        parameters: &Parameters,
+        splits: &[Split],
+        bar: &ProgressBar,
+    ) -> Result<Vec<Row>, Error> {
         let samples = &self.table.samples;
         let indices: Vec<usize> =
             (0..samples.len()).filter(|&i| splits.contains(&samples[i].split)).collect();
         let load = |i: usize| self.cache.get(i);
-        predict::rows(&self.workers, &self.network.parameters, &indices, load, self.task, bar)
+        predict::rows(&self.workers, parameters, &indices, load, self.task, bar)
     }
 
     fn bar(&self, epoch: usize) -> ProgressBar {

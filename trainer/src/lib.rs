@@ -20,6 +20,7 @@ pub mod model;
 pub mod optim;
 pub mod peft;
 pub mod phantom;
+pub mod precision;
 pub mod predict;
 pub mod probe;
 pub mod random;

@@ -45,6 +45,28 @@ impl Loss {
         }
     }
 
+    /// [`Loss::sum`] with label smoothing (Szegedy et al., arXiv 1512.00567): a share of every target is spread evenly over
+    /// the classes, which are all labels for cross-entropy, and yes and no of each label else.
+    pub fn smoothed_sum(
+        self,
+        logits: &Tensor,
+        targets: &[Option<bool>],
+        smoothing: f64,
+    ) -> Result<Tensor, TchError> {
+        let sum = self.sum(logits, targets)?;
+        if smoothing <= 0.0 || self.terms(targets) == 0 {
+            return Ok(sum);
+        }
+        let (spread, share) = match self {
+            Self::Ce => (logits.f_log_softmax(0, None)?.f_mean(None)?.f_neg()?, smoothing),
+            Self::Focal { .. } | Self::Bce => {
+                let opposite: Vec<_> = targets.iter().map(|t| t.map(|t| !t)).collect();
+                (self.sum(logits, &opposite)?, 0.5 * smoothing)
+            }
+        };
+        sum.f_mul_scalar(1.0 - share)?.f_add(&spread.f_mul_scalar(share)?)
+    }
+
     /// Sum of the terms, from `logits` `[C]`; a scalar.
     pub fn sum(self, logits: &Tensor, targets: &[Option<bool>]) -> Result<Tensor, TchError> {
         let of = |value: fn(Option<bool>) -> f32| -> Result<Tensor, TchError> {
@@ -116,6 +138,27 @@ mod tests {
                 assert!(logits.grad().isfinite().all().int64_value(&[]) == 1, "{loss:?} {z}");
             }
         }
+    }
+
+    #[test]
+    fn smoothing_spreads_the_targets() {
+        let logits = [0.7f32, -1.2, 0.4];
+        let smoothed = |loss: Loss| {
+            loss.smoothed_sum(&Tensor::from_slice(&logits), &TARGETS, 0.2).unwrap().double_value(&[])
+        };
+        let log = |z: f64, positive: bool| -(1.0 / (1.0 + if positive { -z } else { z }.exp())).ln();
+        let soft = |z: f32, target: f64| {
+            target * log(f64::from(z), true) + (1.0 - target) * log(f64::from(z), false)
+        };
+        close(smoothed(Loss::Bce), soft(0.7, 0.9) + soft(-1.2, 0.1));
+        // torch.nn.functional.cross_entropy(logits, tensor(0), label_smoothing=0.2)
+        let total: f64 = logits.iter().map(|&z| f64::from(z).exp()).sum();
+        let nll = |z: f32| total.ln() - f64::from(z);
+        close(smoothed(Loss::Ce), 0.8 * nll(0.7) + 0.2 / 3.0 * (nll(0.7) + nll(-1.2) + nll(0.4)));
+        let flat = Loss::Focal { gamma: 0.0, alpha: 0.5 };
+        close(smoothed(flat), 0.5 * smoothed(Loss::Bce));
+        let none = Loss::Ce.smoothed_sum(&Tensor::from_slice(&logits), &[None; 3], 0.2).unwrap();
+        close(none.double_value(&[]), 0.0);
     }
 
     #[test]

@@ -6,10 +6,12 @@
 
 mod davit;
 mod encoder;
+mod layers;
 mod network;
 mod parameters;
 mod pooling_head;
 mod rotation;
+mod vit;
 
 pub use encoder::{Encoder, Encoding};
 pub(crate) use network::chunks;

@@ -20,40 +20,59 @@ pub struct Rates {
 }
 
 /// AdamW (Loshchilov and Hutter, arXiv 1711.05101; β 0.9 and 0.999, ε 1e-8), as libtorch computes it.
+///
+/// The moments of a group lie one after the other in one tensor, so that a step is a dozen operations a group, however many
+/// parameters there are; on a GPU an operation for each would cost more than the arithmetic.
 pub struct AdamW {
-    slots: Vec<Slot>,
+    groups: Vec<Slots>,
     step: u64,
+}
+
+/// The parameters of one group.
+struct Slots {
+    group: Group,
+    named: Vec<Slot>,
+    m: Tensor,
+    v: Tensor,
 }
 
 struct Slot {
     name: String,
     value: Tensor,
-    group: Group,
-    m: Tensor,
-    v: Tensor,
+    /// Where its gradient starts among all of them.
+    start: i64,
 }
 
 /// First and second moments of a parameter.
-pub struct Moments<'a> {
+pub struct Moments {
     /// The parameter's name.
-    pub name: &'a str,
+    pub name: String,
     /// First moment.
-    pub m: &'a Tensor,
+    pub m: Tensor,
     /// Second moment.
-    pub v: &'a Tensor,
+    pub v: Tensor,
 }
 
 impl AdamW {
     /// Moments of zero for leaf tensors that ask for gradients.
     pub fn new(parameters: impl IntoIterator<Item = (String, Tensor, Group)>) -> Result<Self, TchError> {
-        let slots = parameters
-            .into_iter()
-            .map(|(name, value, group)| {
-                let zeros = || Tensor::f_zeros(value.size(), (Kind::Float, value.device()));
-                Ok(Slot { m: zeros()?, v: zeros()?, name, group, value })
-            })
-            .collect::<Result<_, TchError>>()?;
-        Ok(Self { slots, step: 0 })
+        let mut groups: Vec<(Group, Vec<Slot>)> = Vec::new();
+        let mut start = 0;
+        for (name, value, group) in parameters {
+            let length = value.numel() as i64;
+            let slot = Slot { name, value, start };
+            start += length;
+            match groups.iter_mut().find(|(g, _)| *g == group) {
+                Some((_, named)) => named.push(slot),
+                None => groups.push((group, vec![slot])),
+            }
+        }
+        let groups = groups.into_iter().map(|(group, named)| {
+            let length: i64 = named.iter().map(|slot| slot.value.numel() as i64).sum();
+            let zeros = || Tensor::f_zeros([length], (Kind::Float, named[0].value.device()));
+            Ok(Slots { m: zeros()?, v: zeros()?, group, named })
+        });
+        Ok(Self { groups: groups.collect::<Result<_, TchError>>()?, step: 0 })
     }
 
     /// Steps done.
@@ -61,9 +80,16 @@ impl AdamW {
         self.step
     }
 
-    /// The moments, in the order of the parameters.
-    pub fn moments(&self) -> impl Iterator<Item = Moments<'_>> {
-        self.slots.iter().map(|s| Moments { name: &s.name, m: &s.m, v: &s.v })
+    /// The moments of all parameters, group by group.
+    pub fn moments(&self) -> Result<Vec<Moments>, TchError> {
+        let mut all = Vec::new();
+        for group in &self.groups {
+            let parts = group.split(&group.m)?.into_iter().zip(group.split(&group.v)?);
+            for (slot, (m, v)) in group.named.iter().zip(parts) {
+                all.push(Moments { name: slot.name.clone(), m, v });
+            }
+        }
+        Ok(all)
     }
 
     /// Puts back what [`AdamW::moments`] and [`AdamW::steps`] gave; `moments` yields first and second moment by name.
@@ -72,44 +98,56 @@ impl AdamW {
         step: u64,
         mut moments: impl FnMut(&str) -> Result<(Tensor, Tensor), TchError>,
     ) -> Result<(), TchError> {
-        for slot in &mut self.slots {
-            let (m, v) = moments(&slot.name)?;
-            slot.m.f_copy_(&m)?;
-            slot.v.f_copy_(&v)?;
+        for here in self.moments()? {
+            let Moments { name, mut m, mut v } = here;
+            let (stored_m, stored_v) = moments(&name)?;
+            m.f_copy_(&stored_m)?;
+            v.f_copy_(&stored_v)?;
         }
         self.step = step;
         Ok(())
     }
 
-    /// One step from the parameters' gradients, in their order.
-    pub fn step(&mut self, gradients: &[Tensor], rates: impl Fn(Group) -> Rates) -> Result<(), TchError> {
+    /// One step from the parameters' gradients, `[P]`, one after the other in the order of the parameters.
+    pub fn step(&mut self, gradients: &Tensor, rates: impl Fn(Group) -> Rates) -> Result<(), TchError> {
         self.step += 1;
         let t = self.step as f64;
         let correction1 = 1.0 - libm::pow(BETA1, t);
         let correction2 = libm::sqrt(1.0 - libm::pow(BETA2, t));
         let _guard = tch::no_grad_guard();
-        for (slot, grad) in self.slots.iter_mut().zip(gradients) {
-            let Rates { lr, decay } = rates(slot.group);
-            let _ = slot.value.f_mul_scalar_(1.0 - lr * decay)?;
-            let _ = slot.m.f_lerp_(grad, 1.0 - BETA1)?;
-            let _ = slot.v.f_mul_scalar_(BETA2)?;
-            let _ = slot.v.f_add_(&grad.f_mul(grad)?.f_mul_scalar(1.0 - BETA2)?)?;
-            let denominator = slot.v.f_sqrt()?.f_div_scalar(correction2)?.f_add_scalar(EPS)?;
-            let update = slot.m.f_div(&denominator)?.f_mul_scalar(lr / correction1)?;
-            let _ = slot.value.f_sub_(&update)?;
+        for slots in &mut self.groups {
+            let Rates { lr, decay } = rates(slots.group);
+            let part = |slot: &Slot| gradients.f_narrow(0, slot.start, slot.value.numel() as i64);
+            let grad = Tensor::f_cat(&slots.named.iter().map(part).collect::<Result<Vec<_>, _>>()?, 0)?;
+            let values = slots.named.iter().map(|slot| slot.value.f_flatten(0, -1));
+            let mut values = Tensor::f_cat(&values.collect::<Result<Vec<_>, _>>()?, 0)?;
+            let _ = values.f_mul_scalar_(1.0 - lr * decay)?;
+            let _ = slots.m.f_lerp_(&grad, 1.0 - BETA1)?;
+            let _ = slots.v.f_mul_scalar_(BETA2)?;
+            let _ = slots.v.f_add_(&grad.f_mul(&grad)?.f_mul_scalar(1.0 - BETA2)?)?;
+            let denominator = slots.v.f_sqrt()?.f_div_scalar(correction2)?.f_add_scalar(EPS)?;
+            let update = slots.m.f_div(&denominator)?.f_mul_scalar(lr / correction1)?;
+            let _ = values.f_sub_(&update)?;
+            for (slot, value) in slots.named.iter().zip(slots.split(&values)?) {
+                slot.value.shallow_clone().f_copy_(&value)?;
+            }
         }
         Ok(())
     }
 }
 
-/// √(Σ g²) over all gradients.
-pub fn norm(gradients: &[Tensor]) -> Result<f64, TchError> {
-    let mut sum = 0.0;
-    for gradient in gradients {
-        let gradient = gradient.f_flatten(0, -1)?;
-        sum += gradient.f_dot(&gradient)?.f_double_value(&[])?;
+impl Slots {
+    /// Views of the group's parts of a tensor, in the parameters' shapes.
+    fn split(&self, whole: &Tensor) -> Result<Vec<Tensor>, TchError> {
+        let lengths: Vec<i64> = self.named.iter().map(|slot| slot.value.numel() as i64).collect();
+        let parts = whole.f_split_with_sizes(&lengths, 0)?;
+        parts.iter().zip(&self.named).map(|(part, slot)| part.f_view(slot.value.size().as_slice())).collect()
     }
-    Ok(sum.sqrt())
+}
+
+/// √(Σ g²).
+pub fn norm(gradients: &Tensor) -> Result<f64, TchError> {
+    Ok(gradients.f_dot(gradients)?.f_double_value(&[])?.sqrt())
 }
 
 /// Factor on the learning rates at `step` (from 0) of `total`: a linear rise over the first `warmup` steps, then half
@@ -124,6 +162,8 @@ pub fn schedule(step: u64, warmup: u64, total: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use tch::nn::{self, OptimizerConfig};
     use tch::{Device, Kind, Tensor};
 
@@ -145,7 +185,8 @@ mod tests {
 
     fn advance(optimiser: &mut AdamW, values: &[Tensor], at: u64) {
         let gradients = Tensor::run_backward(&[loss(values, at)], values, false, false);
-        optimiser.step(&gradients, rates).unwrap();
+        let flat: Vec<Tensor> = gradients.iter().map(|g| g.flatten(0, -1)).collect();
+        optimiser.step(&Tensor::cat(&flat, 0), rates).unwrap();
     }
 
     fn start() -> Vec<Tensor> {
@@ -204,7 +245,12 @@ mod tests {
         let mut kept = None;
         for step in 0..20 {
             if step == 8 {
-                let moments: Vec<_> = optimiser.moments().map(|x| (x.m.copy(), x.v.copy())).collect();
+                let moments: HashMap<_, _> = optimiser
+                    .moments()
+                    .unwrap()
+                    .into_iter()
+                    .map(|x| (x.name, (x.m.copy(), x.v.copy())))
+                    .collect();
                 kept =
                     Some((straight.iter().map(Tensor::copy).collect::<Vec<_>>(), moments, optimiser.steps()));
             }
@@ -213,8 +259,7 @@ mod tests {
         let (values, moments, steps) = kept.unwrap();
         let resumed: Vec<Tensor> = values.iter().map(|t| t.detach().set_requires_grad(true)).collect();
         let mut optimiser = ours(&resumed);
-        let of = |name: &str| &moments[name[1..].parse::<usize>().unwrap()];
-        optimiser.restore(steps, |name| Ok((of(name).0.copy(), of(name).1.copy()))).unwrap();
+        optimiser.restore(steps, |name| Ok((moments[name].0.copy(), moments[name].1.copy()))).unwrap();
         for step in 8..20 {
             advance(&mut optimiser, &resumed, step);
         }

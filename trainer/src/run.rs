@@ -17,6 +17,7 @@ use tch::Device;
 use crate::Error;
 use crate::fit::Checkpoint;
 use crate::model::{Encoder, Network, Parameters};
+use crate::precision::Precision;
 use crate::task::Task;
 
 /// Names of the files in a run folder.
@@ -53,6 +54,9 @@ pub struct Settings {
     /// SHA-256 of the PEFT adapter that the fit started from, if it did.
     #[serde(default)]
     pub init_from_sha256: Option<String>,
+    /// Of matrix products and attention.
+    #[serde(default)]
+    pub precision: Precision,
 }
 
 /// Which backbone.
@@ -92,6 +96,7 @@ impl Settings {
             ("data table", self.data.sha256 != other.data.sha256),
             ("device", self.device != other.device),
             ("adapter to start from", self.init_from_sha256 != other.init_from_sha256),
+            ("precision", self.precision != other.precision),
         ];
         checks.into_iter().find_map(|(what, differs)| differs.then_some(what))
     }

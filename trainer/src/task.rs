@@ -101,6 +101,18 @@ pub struct Train {
     pub chunk: usize,
     /// Most memory for prepared slices, in MiB; what does not fit is prepared again in every epoch. Default: 2048.
     pub cache_mb: usize,
+    /// Largest norm of a step's gradients; longer ones are shortened to it. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip: Option<f64>,
+    /// Share of every target that is spread over the classes (label smoothing). Default: 0.
+    pub smoothing: f64,
+    /// Decay of a running mean of the parameters over the steps, which is validated and kept in their stead. Default:
+    /// none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema: Option<f64>,
+    /// Stop after so many epochs without a better one on the validation volumes. Default: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<usize>,
     /// Changes to the training slices.
     pub augment: Augment,
 }
@@ -118,6 +130,10 @@ impl Default for Train {
             seed: 0,
             chunk: 16,
             cache_mb: 2048,
+            clip: None,
+            smoothing: 0.0,
+            ema: None,
+            patience: None,
             augment: Augment::default(),
         }
     }
@@ -232,6 +248,21 @@ impl Train {
                 return Err(format!("train.{field} is {value}, but must be a number of at least 0"));
             }
         }
+        if let Some(clip) = self.clip.filter(|clip| !(*clip > 0.0 && clip.is_finite())) {
+            return Err(format!("train.clip is {clip}, but must be a number above 0"));
+        }
+        if let Some(decay) = self.ema.filter(|decay| !(0.0..1.0).contains(decay)) {
+            return Err(format!("train.ema is {decay}, but must be a decay from 0 to below 1"));
+        }
+        if self.patience == Some(0) {
+            return Err("train.patience is 0, but must be at least 1".into());
+        }
+        if !(0.0..1.0).contains(&self.smoothing) {
+            let found = self.smoothing;
+            return Err(format!(
+                "train.smoothing is {found}, but must be a share of the targets, 0 to below 1"
+            ));
+        }
         if !(0.0..1.0).contains(&self.warmup) {
             return Err(format!(
                 "train.warmup is {}, but must be a share of all steps, 0 to below 1",
@@ -274,6 +305,10 @@ mod tests {
             ("[train]\nbatch = 0", "train.batch is 0"),
             ("[train]\nlr_lora = -1", "train.lr_lora is -1"),
             ("[train]\nwarmup = 1.5", "train.warmup"),
+            ("[train]\nclip = 0", "train.clip is 0"),
+            ("[train]\nema = 1", "train.ema is 1"),
+            ("[train]\npatience = 0", "train.patience is 0"),
+            ("[train]\nsmoothing = 1", "train.smoothing is 1"),
             ("[lora]\nrank = 0", "rank"),
             ("loss = { kind = 'ce' }", "ce with one label"),
             ("activation = 'softmax'", "activation"),

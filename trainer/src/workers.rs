@@ -1,4 +1,4 @@
-//! Threads that work on volumes side by side, each with the network over the same frozen weights.
+//! Threads that work on volumes side by side, each with the network over the same frozen weights and parameters.
 //!
 //! Volumes in parallel scale better than threads inside an operation, which wait for each other many times a volume. What
 //! comes out depends neither on which thread took which volume nor on which was done first.
@@ -11,11 +11,11 @@ use tch::{Device, TchError};
 
 use crate::Error;
 use crate::data::{Slices, in_order};
-use crate::model::{Network, Parameters};
+use crate::model::{Encoder, Network, Parameters};
 
-type Job = Box<dyn FnOnce(&Network) + Send>;
+type Job = Box<dyn FnOnce(&Encoder) + Send>;
 
-/// Threads with a network each.
+/// Threads with an encoder each.
 pub struct Workers {
     queue: Option<Sender<Job>>,
     threads: Vec<JoinHandle<()>>,
@@ -31,11 +31,11 @@ impl Workers {
         let jobs = Arc::new(Mutex::new(jobs));
         let threads = (0..count)
             .map(|_| {
-                let (network, jobs) = (network.share()?, Arc::clone(&jobs));
+                let (encoder, jobs) = (network.encoder.share(), Arc::clone(&jobs));
                 let work = move || {
                     tch::set_num_threads(inside);
                     while let Some(job) = next(&jobs) {
-                        job(&network);
+                        job(&encoder);
                     }
                 };
                 std::thread::Builder::new().name("worker".into()).spawn(work).map_err(Error::io("a thread"))
@@ -49,7 +49,7 @@ impl Workers {
         self.threads.len()
     }
 
-    /// `work` on each of `inputs` with the values of `parameters`; results in the order of the inputs.
+    /// `work` on each of `inputs` with `parameters`; results in the order of the inputs.
     pub fn map<I: Send + 'static, T: Send + 'static>(
         &self,
         parameters: &Parameters,
@@ -60,11 +60,11 @@ impl Workers {
         let mut results: Vec<Option<T>> = inputs.iter().map(|_| None).collect();
         let (send, receive) = channel();
         for (index, input) in inputs.into_iter().enumerate() {
-            let (send, work, values) = (send.clone(), work.clone(), parameters.values()?);
-            let job: Job = Box::new(move |network| {
-                let made = network.parameters.load(&values).and_then(|()| work(network, input));
+            let (send, work, parameters) = (send.clone(), work.clone(), parameters.share());
+            let job: Job = Box::new(move |encoder| {
+                let network = Network { encoder: encoder.share(), parameters };
                 // The receiver is gone where another job has failed.
-                let _ = send.send((index, made));
+                let _ = send.send((index, work(&network, input)));
             });
             self.queue.as_ref().ok_or_else(stopped)?.send(job).map_err(|_| stopped())?;
         }

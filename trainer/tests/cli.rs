@@ -98,6 +98,53 @@ fn strs(args: &[String]) -> Vec<&str> {
     args.iter().map(String::as_str).collect()
 }
 
+/// What `predict --device cuda` says with `SCANSIDE_TORCH_CUDA` set to `named`; it comes to the device before anything else.
+fn with_cuda_from(named: &Path) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_scanside-train"))
+        .args(["predict", "--run", "none", "--data", "none", "--device", "cuda"])
+        .env("SCANSIDE_TORCH_CUDA", named)
+        .output()
+        .unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    message
+}
+
+#[test]
+fn cuda_libraries_that_cannot_be_used_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    // The loader splits what it preloads at spaces.
+    let package = folder.path().join("my torch");
+    let lib = package.join("lib");
+    std::fs::create_dir_all(&lib).unwrap();
+    let told = with_cuda_from(&lib);
+    assert!(told.contains("expected libtorch_cuda.so of PyTorch 2.11.0 or the folder"), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+
+    let library = lib.join("libtorch_cuda.so");
+    std::fs::write(&library, "no library").unwrap();
+    std::fs::write(package.join("version.py"), "__version__ = '2.9.1+cu126'\n").unwrap();
+    for named in [&lib, &library] {
+        let told = with_cuda_from(named);
+        assert!(told.contains("belongs to PyTorch 2.9.1+cu126, expected 2.11.0"), "{told}");
+        assert_eq!(told.lines().count(), 1, "{told}");
+    }
+
+    // Started again, the program finds that it was in vain, and does not start for a third time.
+    std::fs::write(package.join("version.py"), "__version__ = '2.11.0+cu130'\n").unwrap();
+    let told = with_cuda_from(&lib);
+    assert!(told.contains("cannot be loaded, for the reason that the loader gives above"), "{told}");
+}
+
+#[test]
+fn f16_is_refused_on_a_cpu_before_anything_is_written() {
+    let folder = Folder::new();
+    let mut fit = folder.fit("task.toml", "data.csv");
+    fit.extend(["--precision".into(), "f16".into()]);
+    refuse(&strs(&fit), "precision f16 is for GPUs, expected f32 or bf16");
+    assert!(!folder.path("run").exists());
+}
+
 #[test]
 fn a_run_goes_from_fit_to_evaluate() {
     let folder = Folder::new();

@@ -130,6 +130,14 @@ fn adapted_backbones_match_their_merged_graphs() {
             let bare = tch::no_grad(|| encoder.encode(&input, None, false)).unwrap();
             assert!((&found.cls - bare.cls).abs().max().double_value(&[]) > 0.05, "{case}");
 
+            // bf16 has three digits.
+            let half =
+                Encoder::new(&backbone, size, Device::Cpu).unwrap().with_precision(Kind::BFloat16).unwrap();
+            let half = tch::no_grad(|| half.encode(&input, Some(&factors), true)).unwrap();
+            let cosine = Tensor::cosine_similarity(&half.cls, &found.cls, -1, 1e-8).min().double_value(&[]);
+            assert!((0.995..0.999_999_9).contains(&cosine), "{case}: cosine {cosine} in bf16");
+            assert_eq!(half.cls.kind(), Kind::Float);
+
             let heat = backbone.arch.heatmap().replace('-', "_");
             merge(&mut backbone, &content, &lora).unwrap();
             let graph = run_graph(backbone_graph(backbone, size).unwrap(), &stored["input"]).unwrap();

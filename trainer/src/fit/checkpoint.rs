@@ -9,6 +9,7 @@ use super::Epoch;
 use crate::Error;
 use crate::model::{Network, Parameters, stored};
 use crate::optim::AdamW;
+use crate::precision::Scaler;
 use crate::run::Settings;
 
 const KEY: &str = "scanside.checkpoint";
@@ -24,9 +25,13 @@ pub struct State {
     pub history: Vec<Epoch>,
     /// The best of them, from 1.
     pub best: usize,
+    /// f16's loss scaling as it stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaler: Option<Scaler>,
 }
 
-/// A fit after an epoch: parameters and moments (`param.NAME`, `m.NAME`, `v.NAME`) and the state as JSON in the metadata.
+/// A fit after an epoch: parameters, moments and, where asked for, the parameters' running mean (`param.NAME`, `m.NAME`,
+/// `v.NAME`, `ema.NAME`) and the state as JSON in the metadata.
 /// There is no generator in it, since every draw follows from seed, epoch and sample.
 pub struct Checkpoint {
     /// What is not a tensor.
@@ -36,14 +41,22 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Copies everything out of a running fit.
-    pub fn of(state: State, network: &Network, optimiser: &AdamW) -> Result<Self, Error> {
+    pub fn of(
+        state: State,
+        network: &Network,
+        average: Option<&Parameters>,
+        optimiser: &AdamW,
+    ) -> Result<Self, Error> {
         let mut tensors = Tensors::new();
         for (name, tensor) in network.parameters.to_stored()? {
             tensors.insert(format!("param.{name}"), tensor);
         }
-        for moments in optimiser.moments() {
-            tensors.insert(format!("m.{}", moments.name), stored(moments.m)?);
-            tensors.insert(format!("v.{}", moments.name), stored(moments.v)?);
+        for (name, tensor) in average.map_or_else(|| Ok(Tensors::new()), Parameters::to_stored)? {
+            tensors.insert(format!("ema.{name}"), tensor);
+        }
+        for moments in optimiser.moments()? {
+            tensors.insert(format!("m.{}", moments.name), stored(&moments.m)?);
+            tensors.insert(format!("v.{}", moments.name), stored(&moments.v)?);
         }
         Ok(Self { state, tensors })
     }
@@ -65,27 +78,44 @@ impl Checkpoint {
         runtime::files::write_atomically(path, &bytes).map_err(Error::io(path))
     }
 
-    /// Factors, query and head, as they stand in a plugin.
+    /// Factors, query and head, as they stand in a plugin: the running mean where there is one.
     pub fn content(&self) -> Tensors {
+        let prefix = self.judged();
         let of = |(name, tensor): (&String, &_)| {
-            name.strip_prefix("param.")
-                .map(|name| (name.to_owned(), runtime::backbone::Tensor::clone(tensor)))
+            name.strip_prefix(prefix).map(|name| (name.to_owned(), runtime::backbone::Tensor::clone(tensor)))
         };
         self.tensors.iter().filter_map(of).collect()
     }
 
-    /// Puts the parameters back.
+    /// Puts what [`Checkpoint::content`] gives into `parameters`.
     pub fn load_into(&self, parameters: &Parameters) -> Result<(), Error> {
+        self.load(self.judged(), parameters)
+    }
+
+    /// The prefix of the tensors that were validated.
+    fn judged(&self) -> &'static str {
+        if self.tensors.keys().any(|name| name.starts_with("ema.")) { "ema." } else { "param." }
+    }
+
+    pub(super) fn load(&self, prefix: &str, parameters: &Parameters) -> Result<(), Error> {
         let _guard = tch::no_grad_guard();
         for (name, tensor) in &parameters.named {
-            tensor.shallow_clone().f_copy_(&self.get(&format!("param.{name}"))?)?;
+            tensor.shallow_clone().f_copy_(&self.get(&format!("{prefix}{name}"))?)?;
         }
         Ok(())
     }
 
-    /// Puts parameters and moments back.
-    pub fn restore(&self, parameters: &Parameters, optimiser: &mut AdamW) -> Result<(), Error> {
-        self.load_into(parameters)?;
+    /// Puts parameters, their running mean and moments back.
+    pub fn restore(
+        &self,
+        parameters: &Parameters,
+        average: Option<&Parameters>,
+        optimiser: &mut AdamW,
+    ) -> Result<(), Error> {
+        self.load("param.", parameters)?;
+        if let Some(average) = average {
+            self.load("ema.", average)?;
+        }
         let moments = |name: &str| Ok((self.get(&format!("m.{name}"))?, self.get(&format!("v.{name}"))?));
         Ok(optimiser.restore(self.state.step, moments)?)
     }

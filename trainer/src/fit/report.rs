@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{Epoch, Fit, Options, State, bar, write_json};
 use crate::Error;
 use crate::data::Split;
+use crate::device::peak_bytes;
 use crate::metrics::{Auroc, auroc_with_ci};
 use crate::predict::{self, Row};
 use crate::probe;
@@ -28,6 +29,9 @@ pub struct Summary {
     pub probe_auroc: Option<f64>,
     /// Time of all epochs together.
     pub seconds: f64,
+    /// Most memory that tensors have held on the GPU at one time, in MB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_gpu_mb: Option<f64>,
 }
 
 /// Figures of one label.
@@ -48,7 +52,7 @@ pub(super) fn finish(fit: &Fit<'_>, state: &State, options: &Options) -> Result<
     let (table, task) = (fit.table, fit.task);
     let volumes = state.settings.data.val + state.settings.data.test;
     let progress = bar(fit.progress, volumes, "predictions");
-    let rows = fit.predict(&[Split::Val, Split::Test], &progress)?;
+    let rows = fit.predict(&fit.network.parameters, &[Split::Val, Split::Test], &progress)?;
     progress.finish_and_clear();
     let path = options.out.join(file::PREDICTIONS);
     let csv = predict::csv(table, task, &rows)?;
@@ -86,6 +90,7 @@ pub(super) fn finish(fit: &Fit<'_>, state: &State, options: &Options) -> Result<
         labels: labels.collect(),
         probe_auroc,
         seconds: state.history.iter().map(|e| e.seconds).sum(),
+        peak_gpu_mb: peak_bytes(options.device).map(|bytes| bytes as f64 / 1e6),
     };
     write_json(&options.out.join(file::SUMMARY), &summary)?;
     Ok(summary)

@@ -96,6 +96,7 @@ impl Bench {
             backbone: backbone_path(),
             out: self.path(out),
             device: Device::Cpu,
+            precision: Precision::F32,
             threads: 1,
             probe: false,
             stop_after: None,
@@ -152,6 +153,99 @@ fn a_fit_learns_and_another_seed_gives_other_weights() {
     assert_ne!(content("b")["lora.patch.B"], content("c")["lora.patch.B"]);
 }
 
+/// Smoothing, clipping, a running mean and early stopping.
+fn with_extras(bench: &mut Bench) {
+    let train = &mut bench.task.train;
+    (train.clip, train.smoothing, train.ema, train.patience) = (Some(0.5), 0.1, Some(0.8), Some(2));
+}
+
+#[test]
+fn a_running_mean_is_what_is_kept_and_survives_an_interruption() {
+    let mut bench = Bench::new();
+    with_extras(&mut bench);
+    let straight = fit(&bench.options("straight")).unwrap().unwrap();
+    fit(&Options { stop_after: Some(1), ..bench.options("resumed") }).unwrap();
+    let resumed = fit(&bench.options("resumed")).unwrap().unwrap();
+    assert_eq!(straight.labels, resumed.labels);
+    let last = |bench: &Bench, out: &str| Checkpoint::read(&bench.path(out).join(file::LAST)).unwrap();
+    let mean = last(&bench, "straight");
+    assert_eq!(mean.content(), last(&bench, "resumed").content());
+
+    bench.task.train.ema = None;
+    fit(&bench.options("plain")).unwrap();
+    let plain = last(&bench, "plain").content();
+    // The steps are the same; the mean lags behind them.
+    assert_ne!(mean.content(), plain);
+    let mut backbone = Backbone::open(&backbone_path()).unwrap();
+    backbone.truncate(2).unwrap();
+    let (lora, content) = (bench.task.lora_spec(), mean.content());
+    let parameters = Parameters::from_stored(&backbone.arch, &lora, 1, &content, Device::Cpu).unwrap();
+    mean.load("param.", &parameters).unwrap();
+    assert_eq!(parameters.to_stored().unwrap(), plain);
+}
+
+#[test]
+fn gradients_are_shortened_to_the_limit() {
+    let mut bench = Bench::new();
+    bench.task.train.epochs = 1;
+    let weights = |out: &str, bench: &Bench| {
+        fit(&bench.options(out)).unwrap();
+        Run::open(&bench.path(out)).unwrap().best.content()
+    };
+    let free = weights("free", &bench);
+    bench.task.train.clip = Some(1e6);
+    assert_eq!(weights("wide", &bench), free);
+    // AdamW hardly sees the length of gradients until it comes near its ε.
+    bench.task.train.clip = Some(1e-9);
+    let tight = weights("tight", &bench);
+    let moved = |content: &runtime::backbone::Tensors| {
+        let b = &content["lora.patch.B"].data;
+        b.iter().map(|x| x * x).sum::<f32>().sqrt()
+    };
+    assert!(moved(&tight) < 0.1 * moved(&free) && moved(&tight) > 0.0, "{} {}", moved(&tight), moved(&free));
+}
+
+#[test]
+fn a_fit_stops_when_nothing_gets_better() {
+    let mut bench = Bench::new();
+    // Nothing can get better than the first epoch where nothing moves.
+    (bench.task.train.lr_lora, bench.task.train.lr_head) = (0.0, 0.0);
+    (bench.task.train.decay_lora, bench.task.train.decay_head) = (0.0, 0.0);
+    (bench.task.train.epochs, bench.task.train.patience) = (9, Some(2));
+    let summary = fit(&bench.options("run")).unwrap().unwrap();
+    let history = Checkpoint::read(&bench.path("run").join(file::LAST)).unwrap().state.history;
+    assert_eq!((summary.best_epoch, history.len()), (1, 3));
+    // It stays stopped.
+    fit(&bench.options("run")).unwrap();
+    assert_eq!(Checkpoint::read(&bench.path("run").join(file::LAST)).unwrap().state.history.len(), 3);
+}
+
+#[test]
+fn a_fit_in_bf16_learns_resumes_and_exports() {
+    let mut bench = Bench::new();
+    bench.task.train.epochs = 4;
+    let options = |out: &str| Options { precision: Precision::Bf16, ..bench.options(out) };
+    fit(&options("straight")).unwrap();
+    fit(&Options { stop_after: Some(2), ..options("resumed") }).unwrap();
+    let error = fit(&bench.options("resumed")).unwrap_err();
+    assert!(error.to_string().contains("another precision"), "{error}");
+    fit(&options("resumed")).unwrap();
+    let last = |out: &str| Checkpoint::read(&bench.path(out).join(file::LAST)).unwrap();
+    assert_eq!(last("straight").content(), last("resumed").content());
+    let losses: Vec<f64> = last("straight").state.history.iter().map(|e| e.train_loss).collect();
+    assert!(losses[3] < losses[0], "{losses:?}");
+    let exported = export::export(&export::Options {
+        peft: None,
+        run: bench.path("straight"),
+        out: bench.path("out"),
+        backbone: None,
+        data: None,
+        device: Device::Cpu,
+        threads: 1,
+    });
+    assert!(exported.unwrap().parity.logits <= 1e-3);
+}
+
 #[test]
 fn a_folder_with_another_fit_is_refused() {
     let mut bench = Bench::new();
@@ -170,8 +264,8 @@ fn a_diverging_fit_stops_and_keeps_the_last_checkpoint() {
     // One epoch at a learning rate that breaks every number in its first steps.
     bench.task.train.lr_lora = 1e30;
     let error = fit(&bench.options("run")).unwrap_err();
-    let Error::Diverged { epoch, kept, .. } = &error else { panic!("{error}") };
-    assert_eq!((*epoch, *kept), (1, 0));
+    let Error::Diverged { epoch, kept, volumes, .. } = &error else { panic!("{error}") };
+    assert_eq!((*epoch, *kept, volumes.split(", ").count()), (1, 0, 4));
     assert!(!error.is_bad_input() && error.to_string().contains("lr_lora"));
     assert!(!bench.path("run").join(file::BEST).exists());
 }
@@ -192,6 +286,7 @@ fn bad_input_is_refused_before_anything_is_written() {
     refuse(task(|t| t.recipe.size = [30, 28]), "patch size 14");
     refuse(task(|t| t.labels = vec!["dark".into()]), "no column `dark`");
     refuse(task(|t| t.blocks = Some(9)), "9");
+    refuse(Options { precision: Precision::F16, ..bench.options("none") }, "f16 is for GPUs");
     refuse(Options { data: "none.csv".into(), ..bench.options("none") }, "none.csv");
     refuse(Options { backbone: "none.safetensors".into(), ..bench.options("none") }, "none.safetensors");
 }

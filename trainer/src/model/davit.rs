@@ -1,7 +1,8 @@
-use runtime::backbone::{Davit as Kind, Mlp as MlpKind, Stage as Sizes};
-use tch::{TchError, Tensor};
+use runtime::backbone::{Davit as Structure, Mlp as MlpKind, Stage as Sizes};
+use tch::{Kind, TchError, Tensor};
 
-use super::encoder::{Encoding, Linear, Loader, Mlp, Norm, project};
+use super::encoder::{Encoding, Loader};
+use super::layers::{Linear, Mlp, Norm, project};
 use super::parameters::{BlockFactors, Factors};
 
 /// A frozen DaViT: convolutions between its stages, window blocks and channel blocks in turn within them. The stream is kept as
@@ -33,10 +34,10 @@ struct Block {
 }
 
 impl Davit {
-    pub(super) fn new(loader: &Loader<'_>, kind: &Kind, size: [usize; 2]) -> Result<Self, TchError> {
+    pub(super) fn new(loader: &Loader<'_>, davit: &Structure, size: [usize; 2]) -> Result<Self, TchError> {
         let (mut grid, mut number) = (size, 0);
         let mut stages = Vec::new();
-        for (s, sizes) in kind.stages.iter().enumerate() {
+        for (s, sizes) in davit.stages.iter().enumerate() {
             grid = grid.map(|n| n.div_ceil(sizes.stride));
             let blocks = (0..2 * sizes.depth)
                 .map(|n| Block::new(loader, &format!("blocks.{}", number + n), sizes.hidden))
@@ -50,8 +51,18 @@ impl Davit {
                 grid: grid.map(|n| n as i64),
             });
         }
-        let norm = if kind.final_norm { Some(loader.norm("norm")?) } else { None };
-        Ok(Self { stages, norm, eps: loader.backbone.arch.norm_eps, window: kind.window as i64 })
+        let norm = if davit.final_norm { Some(loader.norm("norm")?) } else { None };
+        Ok(Self { stages, norm, eps: loader.backbone.arch.norm_eps, window: davit.window as i64 })
+    }
+
+    /// Attention and MLPs in `kind`; what they add to the stream is f32 again.
+    pub(super) fn set_precision(&mut self, kind: Kind) -> Result<(), TchError> {
+        for block in self.stages.iter_mut().flat_map(|stage| &mut stage.blocks) {
+            block.qkv = block.qkv.to_kind(kind)?;
+            block.o = block.o.to_kind(kind)?;
+            block.mlp = block.mlp.to_kind(kind)?;
+        }
+        Ok(())
     }
 
     pub(super) fn share(&self) -> Self {
@@ -180,9 +191,9 @@ impl Block {
             Some(side) => self.in_windows(&normed, attention, side)?,
             None => self.among_channels(&normed, attention)?,
         };
-        let x = x.f_add(&attended)?;
+        let x = x.f_add(&attended.f_to_kind(x.kind())?)?;
         let x = x.f_add(&tokens(&convolution(&self.conv2, &image(&x, grid)?, 1)?)?)?;
-        x.f_add(&self.mlp.apply(&self.norm2.apply(&x, eps)?)?)
+        x.f_add(&self.mlp.apply(&self.norm2.apply(&x, eps)?)?.f_to_kind(x.kind())?)
     }
 
     /// Query, key and value of tokens `[n, d]`: `[n, 3 d]`.
@@ -236,7 +247,7 @@ impl Block {
         let [q, k, v] = [parts.f_select(0, 0)?, parts.f_select(0, 1)?, parts.f_select(0, 2)?];
         let scale = 1.0 / (n as f64).sqrt();
         let scores = q.f_mul_scalar(scale)?.f_matmul(&k.f_transpose(2, 3)?)?;
-        let mixed = scores.f_softmax(-1, None)?.f_matmul(&v)?;
+        let mixed = scores.f_softmax(-1, Kind::Float)?.f_to_kind(v.kind())?.f_matmul(&v)?;
         let mixed = mixed.f_permute([0, 3, 1, 2])?.f_reshape([-1, d])?;
         self.output(&mixed, attention)?.f_view((s, n, d))
     }

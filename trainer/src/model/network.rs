@@ -23,11 +23,6 @@ pub struct Prediction {
 }
 
 impl Network {
-    /// A network for another thread: the frozen weights are shared, the parameters copied.
-    pub fn share(&self) -> Result<Self, TchError> {
-        Ok(Self { encoder: self.encoder.share(), parameters: self.parameters.copy()? })
-    }
-
     /// Slices `[S, 3, H, W]` → embeddings `[S, d]`.
     pub fn embed(&self, slices: &Tensor) -> Result<Tensor, TchError> {
         Ok(self.encoder.encode(slices, Some(&self.parameters.factors()?), false)?.cls)

@@ -87,18 +87,11 @@ impl Parameters {
         self.named.iter().map(|(name, tensor)| Ok((name.clone(), stored(tensor)?))).collect()
     }
 
-    /// The values, without gradients, in the order of the parameters; nothing is copied.
-    pub fn values(&self) -> Result<Vec<Tensor>, TchError> {
-        self.named.iter().map(|(_, tensor)| tensor.f_detach()).collect()
-    }
-
-    /// Takes over the values that [`Parameters::values`] of the same model gave.
-    pub fn load(&self, values: &[Tensor]) -> Result<(), TchError> {
-        let _guard = tch::no_grad_guard();
-        self.named
-            .iter()
-            .zip(values)
-            .try_for_each(|((_, tensor), value)| tensor.shallow_clone().f_copy_(value))
+    /// The same leaves for another thread; nothing is copied.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        let share = |(name, tensor): &(String, Tensor)| (name.clone(), tensor.shallow_clone());
+        Self { lora: self.lora.clone(), named: self.named.iter().map(share).collect() }
     }
 
     /// Leaves of their own with the same values.
@@ -114,18 +107,32 @@ impl Parameters {
         })
     }
 
-    /// The gradients, in the order of the parameters; they are set to zero.
-    pub fn take_gradients(&self) -> Result<Vec<Tensor>, TchError> {
-        let take = |(_, tensor): &(String, Tensor)| {
-            let mut gradient = tensor.grad();
-            if !gradient.defined() {
-                return tensor.f_detach()?.f_zeros_like();
+    /// All gradients of `total`, one after the other in the order of the parameters, `[P]`; and those of `others`. Threads may
+    /// ask side by side, since nothing is added to the leaves.
+    pub fn gradients(&self, total: &Tensor, others: &[&Tensor]) -> Result<(Tensor, Vec<Tensor>), TchError> {
+        let inputs: Vec<&Tensor> =
+            self.named.iter().map(|(_, tensor)| tensor).chain(others.iter().copied()).collect();
+        let mut found = Tensor::f_run_backward(&[total], &inputs, false, false)?;
+        let rest = found.split_off(self.named.len());
+        let flat = found.iter().zip(&self.named).map(|(gradient, (_, tensor))| {
+            if gradient.defined() {
+                gradient.f_flatten(0, -1)
+            } else {
+                tensor.f_detach()?.f_zeros_like()?.f_flatten(0, -1)
             }
-            let taken = gradient.f_mul_scalar(1.0)?;
-            let _ = gradient.f_zero_()?;
-            Ok(taken)
-        };
-        self.named.iter().map(take).collect()
+        });
+        Ok((Tensor::f_cat(&flat.collect::<Result<Vec<_>, _>>()?, 0)?, rest))
+    }
+
+    /// Moves these values towards `others`: a running mean with `decay`, which counts less in the first of its `steps`, lest
+    /// the initial values linger.
+    pub fn follow(&self, others: &Self, decay: f64, steps: u64) -> Result<(), TchError> {
+        let _guard = tch::no_grad_guard();
+        let decay = decay.min((1.0 + steps as f64) / (10.0 + steps as f64));
+        for ((_, mine), (_, other)) in self.named.iter().zip(&others.named) {
+            let _ = mine.shallow_clone().f_lerp_(other, 1.0 - decay)?;
+        }
+        Ok(())
     }
 
     /// Number of trainable values.
@@ -282,6 +289,22 @@ mod tests {
         let query = &values["query"].data;
         let std = (query.iter().map(|x| x * x).sum::<f32>() / query.len() as f32).sqrt();
         assert!((0.013..0.025).contains(&std), "{std}");
+    }
+
+    #[test]
+    fn a_running_mean_follows_faster_at_first() {
+        let arch = arch(8, 1, 2);
+        let lora = LoraSpec { rank: 2, alpha: 4.0, attention: AttentionLora::Fused };
+        let init = |seed| Parameters::init(&arch, &lora, 1, seed, Device::Cpu).unwrap();
+        let query = |p: &Parameters| f64::from(p.to_stored().unwrap()["query"].data[3]);
+        let (average, other) = (init(1), init(2));
+        let start = query(&average);
+        average.follow(&other, 0.9, 1).unwrap();
+        let early = 2.0 / 11.0 * start + 9.0 / 11.0 * query(&other);
+        assert!((query(&average) - early).abs() < 1e-7);
+        average.follow(&other, 0.9, 1000).unwrap();
+        assert!((query(&average) - (0.9 * early + 0.1 * query(&other))).abs() < 1e-7);
+        assert!((query(&average) - query(&other)).abs() > 1e-6);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 use runtime::backbone::Vit;
 use tch::{TchError, Tensor};
 
-use super::encoder::{Linear, Loader, Mlp, Norm, heads, probabilities};
+use super::encoder::Loader;
+use super::layers::{Linear, Mlp, Norm, heads, probabilities};
 
 /// The head of a SigLIP tower: a learned probe attends to the patch tokens, then an MLP as in the blocks. Not adapted.
 pub(super) struct PoolingHead {

@@ -26,10 +26,12 @@ impl Rotation {
         Self { cos: self.cos.shallow_clone(), sin: self.sin.shallow_clone() }
     }
 
-    /// `x cos + rotate_half(x) sin` for `x` `[S, heads, T, e]`.
+    /// `x cos + rotate_half(x) sin` for `x` `[S, heads, T, e]`, computed in f32.
     pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        let kind = x.kind();
+        let x = x.f_to_kind(self.cos.kind())?;
         let halves = x.f_chunk(2, -1)?;
         let rotated = Tensor::f_cat(&[&halves[1].f_neg()?, &halves[0]], -1)?;
-        x.f_mul(&self.cos)?.f_addcmul(&rotated, &self.sin)
+        x.f_mul(&self.cos)?.f_addcmul(&rotated, &self.sin)?.f_to_kind(kind)
     }
 }

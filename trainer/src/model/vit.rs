@@ -1,0 +1,273 @@
+use runtime::backbone::{Body, Embedding};
+use tch::{Kind, TchError, Tensor};
+
+use super::encoder::{Encoding, Loader};
+use super::layers::{Linear, Mlp, Norm, heads, probabilities, project};
+use super::parameters::{BlockFactors, Factors};
+use super::pooling_head::PoolingHead;
+use super::rotation::Rotation;
+
+/// A frozen vision transformer.
+pub(super) struct VisionTransformer {
+    sizes: Sizes,
+    /// `[3 p p]` pixels a patch → `[d]`.
+    patch: Linear,
+    /// What is added to the patch tokens, `[N, d]`.
+    positions: Tensor,
+    /// `[1 + registers, d]`: CLS with its position, then the registers; none without CLS.
+    prefix: Option<Tensor>,
+    rotation: Option<Rotation>,
+    blocks: Vec<Block>,
+    norm: Norm,
+    pooling: Option<PoolingHead>,
+}
+
+/// What the layers of a vision transformer have to know.
+#[derive(Clone, Copy)]
+struct Sizes {
+    dim: i64,
+    patch: i64,
+    heads: i64,
+    eps: f32,
+    grid: [i64; 2],
+}
+
+struct Block {
+    norm1: Norm,
+    /// Query, key and value stacked, `[3 d, d]`.
+    qkv: Linear,
+    o: Linear,
+    scale1: Option<Tensor>,
+    norm2: Norm,
+    mlp: Mlp,
+    scale2: Option<Tensor>,
+}
+
+impl VisionTransformer {
+    pub(super) fn new(loader: &Loader<'_>, grid: [usize; 2]) -> Result<Self, TchError> {
+        let arch = &loader.backbone.arch;
+        let Body::Vit(vit) = &arch.body else {
+            return Err(TchError::Convert("the backbone is no vision transformer".into()));
+        };
+        let blocks = (0..vit.depth)
+            .map(|n| {
+                let of = |part: &str| format!("blocks.{n}.{part}");
+                Ok(Block {
+                    norm1: loader.norm(&of("norm1"))?,
+                    qkv: loader.qkv(&format!("blocks.{n}"))?,
+                    o: loader.linear(&of("o"))?,
+                    scale1: loader.optional(&of("scale1"))?,
+                    norm2: loader.norm(&of("norm2"))?,
+                    mlp: loader.mlp(&format!("blocks.{n}"), vit.mlp)?,
+                    scale2: loader.optional(&of("scale2"))?,
+                })
+            })
+            .collect::<Result<_, TchError>>()?;
+        let table = loader.backbone.token_table(grid);
+        let table =
+            loader.load(&table.ok_or_else(|| TchError::Convert("the backbone has no table".into()))?)?;
+        let count = (grid[0] * grid[1]) as i64;
+        let before = table.size()[0] - count;
+        let rope = loader.backbone.rope(grid);
+        let patch = loader.linear("patch")?;
+        let sizes = Sizes {
+            dim: arch.dim as i64,
+            patch: arch.patch as i64,
+            heads: vit.heads as i64,
+            eps: arch.norm_eps,
+            grid: grid.map(|n| n as i64),
+        };
+        let pools = vit.embedding == Embedding::Pooled;
+        Ok(Self {
+            sizes,
+            patch: Linear { weight: patch.weight.f_flatten(1, -1)?, bias: patch.bias },
+            positions: table.f_narrow(0, before, count)?,
+            prefix: if before > 0 { Some(table.f_narrow(0, 0, before)?) } else { None },
+            rotation: rope.map(|rope| Rotation::new(loader, &rope, before)).transpose()?,
+            blocks,
+            norm: loader.norm("norm")?,
+            pooling: if pools { Some(PoolingHead::new(loader, vit, arch.norm_eps)?) } else { None },
+        })
+    }
+
+    pub(super) fn set_precision(&mut self, kind: Kind) -> Result<(), TchError> {
+        self.patch = self.patch.to_kind(kind)?;
+        for block in &mut self.blocks {
+            block.qkv = block.qkv.to_kind(kind)?;
+            block.o = block.o.to_kind(kind)?;
+            block.mlp = block.mlp.to_kind(kind)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn share(&self) -> Self {
+        Self {
+            sizes: self.sizes,
+            patch: self.patch.share(),
+            positions: self.positions.shallow_clone(),
+            prefix: self.prefix.as_ref().map(Tensor::shallow_clone),
+            rotation: self.rotation.as_ref().map(Rotation::share),
+            blocks: self.blocks.iter().map(Block::share).collect(),
+            norm: self.norm.share(),
+            pooling: self.pooling.as_ref().map(PoolingHead::share),
+        }
+    }
+
+    pub(super) fn encode(
+        &self,
+        slices: &Tensor,
+        factors: Option<&Factors>,
+        patches: bool,
+    ) -> Result<Encoding, TchError> {
+        let s = slices.size()[0];
+        let scale = factors.map_or(0.0, |f| f.scale);
+        let mut x = self.embed(slices, factors)?;
+        let tokens = x.size()[0] / s;
+        let skipped = self.prefix.as_ref().map_or(0, |prefix| prefix.size()[0]);
+        let run = Run { s, sizes: &self.sizes, rotation: self.rotation.as_ref(), scale };
+        let mut attention = None;
+        for (n, block) in self.blocks.iter().enumerate() {
+            let factors = factors.map(|f| &f.blocks[n]);
+            let last = n + 1 == self.blocks.len() && self.pooling.is_none();
+            if last && !patches {
+                let (cls, row) = block.cls_only(&x, &run, factors)?;
+                x = cls;
+                attention = Some(row);
+            } else {
+                let (all, row) = block.forward(&x, &run, factors, last)?;
+                x = all;
+                attention = row;
+            }
+        }
+        let x = self.norm.apply(&x, self.sizes.eps)?;
+        if let Some(head) = &self.pooling {
+            let (cls, cls_attention) = head.apply(&x, s)?;
+            let patch = if patches { Some(x.f_view((s, tokens, -1))?) } else { None };
+            return Ok(Encoding { cls, patch, cls_attention });
+        }
+        let row = attention.ok_or_else(|| TchError::Convert("the backbone has no blocks".into()))?;
+        let cls_attention =
+            row.f_narrow(-1, skipped, tokens - skipped)?.f_mean_dim(1i64, false, None)?.f_squeeze_dim(1)?;
+        let (cls, patch) = if patches {
+            let x = x.f_view((s, tokens, -1))?;
+            (x.f_select(1, 0)?, Some(x.f_narrow(1, skipped, tokens - skipped)?))
+        } else {
+            (x, None)
+        };
+        Ok(Encoding { cls, patch, cls_attention })
+    }
+
+    /// Tokens `[S T, d]` before the first block.
+    fn embed(&self, slices: &Tensor, factors: Option<&Factors>) -> Result<Tensor, TchError> {
+        let s = slices.size()[0];
+        let Sizes { dim: d, patch: p, grid: [gh, gw], .. } = self.sizes;
+        // A convolution whose stride is its kernel is a linear map of each patch's pixels.
+        let pixels = slices
+            .f_reshape([s, 3, gh, p, gw, p])?
+            .f_permute([0, 2, 4, 1, 3, 5])?
+            .f_reshape([s * gh * gw, 3 * p * p])?;
+        let pair = factors.and_then(|f| f.patch.as_ref());
+        let patches = self.patch.adapted(&pixels, pair, factors.map_or(0.0, |f| f.scale))?;
+        let patches =
+            patches.f_view((s, gh * gw, d))?.f_to_kind(self.positions.kind())?.f_add(&self.positions)?;
+        let Some(prefix) = &self.prefix else { return patches.f_reshape([-1, d]) };
+        let prefix = prefix.f_unsqueeze(0)?.f_expand([s, -1, -1], false)?;
+        Tensor::f_cat(&[prefix, patches], 1)?.f_reshape([-1, d])
+    }
+}
+
+impl Block {
+    fn share(&self) -> Self {
+        Self {
+            norm1: self.norm1.share(),
+            qkv: self.qkv.share(),
+            o: self.o.share(),
+            scale1: self.scale1.as_ref().map(Tensor::shallow_clone),
+            norm2: self.norm2.share(),
+            mlp: self.mlp.share(),
+            scale2: self.scale2.as_ref().map(Tensor::shallow_clone),
+        }
+    }
+
+    /// All tokens `[S T, d]`; with `attend` also the CLS rows of the attention, `[S, heads, 1, T]`.
+    fn forward(
+        &self,
+        x: &Tensor,
+        run: &Run<'_>,
+        factors: Option<&BlockFactors>,
+        attend: bool,
+    ) -> Result<(Tensor, Option<Tensor>), TchError> {
+        let normed = self.norm1.apply(x, run.sizes.eps)?;
+        let d = run.sizes.dim;
+        let qkv = project(&self.qkv, &normed, (0, 3 * d), factors.map(|f| &f.qkv), run.scale)?;
+        let parts = heads(&qkv, run.s, run.sizes.heads, 3)?;
+        let (q, k) = (run.rotated(parts.f_select(0, 0)?)?, run.rotated(parts.f_select(0, 1)?)?);
+        let v = parts.f_select(0, 2)?;
+        let mixed =
+            Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None, false)?;
+        let row = if attend { Some(probabilities(&q.f_narrow(2, 0, 1)?, &k)?) } else { None };
+        Ok((self.finish(x, &mixed, run, factors)?, row))
+    }
+
+    /// The block's output for the CLS tokens alone, `[S, d]`, and their attention rows, `[S, heads, 1, T]`: keys and
+    /// values of all tokens, but query, output projection and MLP of CLS, whose query is not rotated.
+    fn cls_only(
+        &self,
+        x: &Tensor,
+        run: &Run<'_>,
+        factors: Option<&BlockFactors>,
+    ) -> Result<(Tensor, Tensor), TchError> {
+        let normed = self.norm1.apply(x, run.sizes.eps)?;
+        let (s, d) = (run.s, run.sizes.dim);
+        let first = |x: &Tensor| x.f_view((s, -1, d))?.f_select(1, 0);
+        let qkv = factors.map(|f| &f.qkv);
+        let q = project(&self.qkv, &first(&normed)?, (0, d), qkv, run.scale)?;
+        let q = heads(&q, s, run.sizes.heads, 1)?.f_select(0, 0)?;
+        let kv = project(&self.qkv, &normed, (d, 2 * d), qkv, run.scale)?;
+        let kv = heads(&kv, s, run.sizes.heads, 2)?;
+        let row = probabilities(&q, &run.rotated(kv.f_select(0, 0)?)?)?;
+        let mixed = row.f_to_kind(kv.kind())?.f_matmul(&kv.f_select(0, 1)?)?;
+        Ok((self.finish(&first(x)?, &mixed, run, factors)?, row))
+    }
+
+    /// Output projection, LayerScale, residual and MLP: `mixed` is `[S, heads, T', d / heads]`, `x` `[S T', d]`.
+    fn finish(
+        &self,
+        x: &Tensor,
+        mixed: &Tensor,
+        run: &Run<'_>,
+        factors: Option<&BlockFactors>,
+    ) -> Result<Tensor, TchError> {
+        let mixed = mixed.f_transpose(1, 2)?.f_reshape([-1, run.sizes.dim])?;
+        let out = self.o.adapted(&mixed, factors.map(|f| &f.o), run.scale)?;
+        let x = added(x, &out, self.scale1.as_ref())?;
+        let out = self.mlp.apply(&self.norm2.apply(&x, run.sizes.eps)?)?;
+        added(&x, &out, self.scale2.as_ref())
+    }
+}
+
+/// What the blocks of one call have in common.
+struct Run<'a> {
+    /// Slices.
+    s: i64,
+    sizes: &'a Sizes,
+    rotation: Option<&'a Rotation>,
+    /// Of the factors.
+    scale: f64,
+}
+
+impl Run<'_> {
+    /// Queries or keys `[S, heads, T, e]` with their positions, where these are rotations.
+    fn rotated(&self, x: Tensor) -> Result<Tensor, TchError> {
+        match self.rotation {
+            Some(rotation) => rotation.apply(&x),
+            None => Ok(x),
+        }
+    }
+}
+
+/// A branch added to the stream, after its LayerScale where it has one.
+fn added(x: &Tensor, branch: &Tensor, scale: Option<&Tensor>) -> Result<Tensor, TchError> {
+    let branch = branch.f_to_kind(x.kind())?;
+    scale.map_or_else(|| x.f_add(&branch), |scale| x.f_addcmul(&branch, scale))
+}
