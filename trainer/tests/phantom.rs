@@ -14,12 +14,12 @@ fn load(suite: &Suite) -> Templates {
     Templates::load(suite, &assets()).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// The first 24 test volumes of a suite: measure of each, and whether it is positive.
+/// AUROC of measures over the first 80 test volumes of a suite.
 fn baseline(suite: &Suite, measures: &[fn(&[f32]) -> f64]) -> Vec<f64> {
     let templates = load(suite);
-    let phantoms: Vec<_> = (0..24).filter_map(|i| render(suite, &templates, Split::Test, i)).collect();
+    let phantoms: Vec<_> = (0..80).filter_map(|i| render(suite, &templates, Split::Test, i)).collect();
     let labels: Vec<bool> = phantoms.iter().map(|p| p.mask.is_some()).collect();
-    assert_eq!(labels.iter().filter(|&&l| l).count(), 12);
+    assert_eq!(labels.iter().filter(|&&l| l).count(), 40);
     let of = |measure: &fn(&[f32]) -> f64| {
         let scores: Vec<f64> = phantoms.iter().map(|p| measure(&p.voxels)).collect();
         auroc(&scores, &labels).unwrap()
@@ -50,7 +50,9 @@ fn no_threshold_on_the_intensities_finds_the_demo_lesion() {
 
 #[test]
 fn findings_lie_in_tissue_span_about_two_slices_and_are_as_bright_as_asked() {
-    let suite = Suite::load("demo").unwrap();
+    let mut suite = Suite::load("demo").unwrap();
+    // What the finding does, undisturbed.
+    (suite.variation.noise, suite.variation.bias) = ([0.0, 0.0], 0.0);
     let templates = load(&suite);
     // The same volumes without a finding differ in it alone.
     let mut plain = suite.clone();
@@ -192,6 +194,27 @@ fn image_and_mask_lie_where_the_grid_says() {
     let planted = mask.voxels.iter().filter(|m| **m > 0.0).count();
     assert!(planted > 3 && mask.voxels.iter().all(|m| [0.0, 1.0].contains(m)));
     assert!(!out.join("masks/ball-train-0000.nii.gz").exists());
+}
+
+#[test]
+fn distractors_are_in_every_volume_and_in_no_mask() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut suite = ball(folder.path());
+    suite.variation.noise = [0.0, 0.0];
+    let templates = Templates::load(&suite, folder.path()).unwrap();
+    let bright = |suite: &Suite, index: usize| {
+        let phantom = render(suite, &templates, Split::Train, index).unwrap();
+        // Tissue is 500, a finding in it half as bright again.
+        let bright = phantom.voxels.iter().filter(|v| **v > 650.0).count();
+        (bright, phantom.mask.map(|mask| mask.iter().filter(|m| **m > 0.0).count()))
+    };
+    assert_eq!(bright(&suite, 0), (0, None));
+    suite.distractor = Some(suite.finding.clone());
+    let (negative, mask) = bright(&suite, 0);
+    assert!(negative > 3 && mask.is_none(), "{negative}");
+    let (positive, mask) = bright(&suite, 1);
+    // One or two of each; the mask has the findings alone.
+    assert!(mask.is_some_and(|mask| mask > 3 && mask < positive), "{mask:?} of {positive}");
 }
 
 #[test]
