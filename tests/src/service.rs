@@ -10,11 +10,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use dicom_object::InMemDicomObject;
 use runtime::result::TaskResult;
+use runtime::volume::{AxisCodes, Volume};
 use tempfile::TempDir;
 
+use crate::dicom::{SeriesOptions, write_edited};
 use crate::fixture::Fixture;
+use crate::mosquitto::Mosquitto;
 use crate::programs::{Outcome, program, run};
+use crate::scanner::{self, dcmtk};
 use crate::subscriber::{Received, Subscriber};
 
 /// What a box may take for anything, under emulation too.
@@ -284,6 +289,106 @@ impl Drop for EdgeBox {
             let _ = running.child.wait();
         }
     }
+}
+
+/// A broker, a box with the plugin of a fixture, somebody who listens, and a folder for a scanner's files.
+pub struct Site {
+    /// The broker.
+    pub broker: Mosquitto,
+    /// The task.
+    pub fixture: Fixture,
+    /// Gets everything that the box publishes.
+    pub subscriber: Subscriber,
+    /// The box; it does not run yet.
+    pub on: EdgeBox,
+    /// For [`series`].
+    pub files: TempDir,
+}
+
+impl Site {
+    /// With [`Fixture::for_a_service`] and `extra` at the end of the box's configuration.
+    ///
+    /// # Errors
+    /// Where the machine fails.
+    pub fn new(extra: &str) -> Result<Self> {
+        Self::with(Fixture::for_a_service(|_| ()), extra)
+    }
+
+    /// With another task.
+    ///
+    /// # Errors
+    /// Where the machine fails.
+    pub fn with(fixture: Fixture, extra: &str) -> Result<Self> {
+        let broker = Mosquitto::start()?;
+        let subscriber = Subscriber::new(broker.port, "scanside/v1/north/ct-2/#")?;
+        let on = EdgeBox::with_plugin(&broker.url(), &fixture, extra)?;
+        Ok(Self { broker, fixture, subscriber, on, files: TempDir::new()? })
+    }
+
+    /// As [`Self::new`], and the box runs.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub fn started(extra: &str) -> Result<Self> {
+        let mut site = Self::new(extra)?;
+        site.on.start()?;
+        Ok(site)
+    }
+
+    /// A scanner's files, see [`series`].
+    ///
+    /// # Errors
+    /// Where the disk fails.
+    pub fn series(&self, number: usize, dims: [usize; 3]) -> Result<Vec<PathBuf>> {
+        series(self.files.path(), number, dims, |_, _| ())
+    }
+
+    /// Sends files over one association; whether all were acknowledged, and what the scanner said.
+    ///
+    /// # Errors
+    /// Where there is no `storescu`.
+    pub fn send(&self, files: &[PathBuf]) -> Result<(bool, String)> {
+        scanner::run(dcmtk("storescu", self.on.address(), &[]).args(files))
+    }
+
+    /// The next result, see [`next_result`].
+    ///
+    /// # Errors
+    /// Where none comes.
+    pub fn next(&self) -> Result<TaskResult> {
+        Ok(next_result(&self.subscriber)?.1)
+    }
+}
+
+/// The Series Instance UID of a number.
+pub fn series_uid(number: usize) -> String {
+    format!("1.2.826.0.1.3680043.10.99.{number}")
+}
+
+/// Writes an MR series of made-up voxels, no two slices alike, into a folder of its own; its files in the order of its slices. `edit`
+/// may change each slice.
+///
+/// # Errors
+/// Where the disk fails.
+pub fn series(
+    folder: &Path,
+    number: usize,
+    dims: [usize; 3],
+    edit: impl FnMut(usize, &mut InMemDicomObject),
+) -> Result<Vec<PathBuf>> {
+    let slice = dims[0] * dims[1];
+    let voxel = |n: usize| ((n * 7 + n / slice * 131 + number * 17) % 1000) as f32;
+    let voxels = (0..dims.iter().product()).map(voxel).collect();
+    let codes: AxisCodes = "LPS".parse()?;
+    let volume = Volume::from_parts(dims, voxels, codes.centred([2.0, 2.0, 4.0], dims));
+    let place = folder.join(number.to_string());
+    fs::create_dir(&place)?;
+    let options = SeriesOptions { series_uid: series_uid(number), ..SeriesOptions::default() };
+    write_edited(&place, &volume, &options, edit)?;
+    let files = fs::read_dir(place)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>();
+    let mut files = files?;
+    files.sort();
+    Ok(files)
 }
 
 /// The next result that a subscriber gets; states and health messages are passed over.

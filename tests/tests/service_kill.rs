@@ -11,13 +11,11 @@ use proptest::prelude::RngExt;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 use runtime::result::{Kind, TaskResult};
 use runtime::store::Store;
-use runtime::volume::{AxisCodes, Volume};
 use tempfile::TempDir;
-use tests::dicom::{SeriesOptions, write_series};
 use tests::fixture::Fixture;
 use tests::mosquitto::Mosquitto;
 use tests::scanner::{self, dcmtk};
-use tests::service::{EdgeBox, PATIENCE};
+use tests::service::{EdgeBox, PATIENCE, series, series_uid};
 use tests::subscriber::Subscriber;
 
 const SLICES: usize = 6;
@@ -32,20 +30,8 @@ struct Series {
 
 impl Series {
     fn new(folder: &Path, number: usize) -> Self {
-        let dims = [20, 24, SLICES];
-        let voxels =
-            (0..dims.iter().product()).map(|n: usize| ((n * 7 + number * 17) % 1000) as f32).collect();
-        let codes: AxisCodes = "LPS".parse().unwrap();
-        let volume = Volume::from_parts(dims, voxels, codes.centred([2.0, 2.0, 4.0], dims));
-        let place = folder.join(number.to_string());
-        std::fs::create_dir(&place).unwrap();
-        let uid = format!("1.2.826.0.1.3680043.10.99.{number}");
-        let options = SeriesOptions { series_uid: uid.clone(), ..SeriesOptions::default() };
-        write_series(&place, &volume, &options).unwrap();
-        let entries = std::fs::read_dir(place).unwrap();
-        let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-        files.sort();
-        Self { uid, files, acknowledged: 0 }
+        let files = series(folder, number, [20, 24, SLICES], |_, _| ()).unwrap();
+        Self { uid: series_uid(number), files, acknowledged: 0 }
     }
 
     /// Sends it as a whole over one association; whether all of it was acknowledged.
@@ -99,8 +85,8 @@ fn nothing_is_lost_when_the_service_is_killed() {
         });
         thread::sleep(delay);
         on.kill().unwrap();
-        let series = scanners.into_iter().flat_map(|scanner| scanner.join().unwrap());
-        let (whole, rest): (Vec<_>, Vec<_>) = series.partition(|s| s.acknowledged == s.files.len());
+        let tried = scanners.into_iter().flat_map(|scanner| scanner.join().unwrap());
+        let (whole, rest): (Vec<_>, Vec<_>) = tried.partition(|s| s.acknowledged == s.files.len());
         cut_short += rest.iter().filter(|s| s.acknowledged > 0).count();
         sent.extend(whole);
         waiting = rest;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
-use runtime::ingest::rules::{Decision, ObservedSeries, decide};
+use runtime::ingest::rules::{Decision, ObservedSeries, decide_for};
 use runtime::plugin::Plugin;
 use runtime::slots::Slots;
 use runtime::volume::{Header, VolumeError};
@@ -45,7 +45,7 @@ impl Why {
             for manifest in &plugins {
                 let name = &manifest.task.name;
                 let rules = device.tasks.iter().find(|task| task.name == *name).map(|task| &task.rules);
-                let decision = decide(name, manifest.accepts.as_ref(), rules, &series);
+                let decision = decide_for(manifest, rules, &series);
                 if self.json {
                     let line = serde_json::json!({ "series_uid": series.series_uid, "decision": decision });
                     say::line(&line.to_string())?;

@@ -9,7 +9,7 @@ mod study;
 
 use std::collections::BTreeMap;
 
-use firmware_config::{Accepts, Pattern, Plane, Rules};
+use firmware_config::{Accepts, Manifest, Pattern, Plane, Rules};
 
 pub use observed::ObservedSeries;
 pub use study::{StudyDecision, decide_study};
@@ -96,6 +96,18 @@ pub fn decide(
         decision.reasons.push(reason("rules.views", expected, found, passed));
     }
     decision.accepted = decision.reasons.iter().all(|reason| reason.passed);
+    decision
+}
+
+/// As [`decide`], for an installed plugin. Plugins look at one series each, so that rules for several views ask for what
+/// this one cannot do; it then takes none, rather than any of them.
+pub fn decide_for(manifest: &Manifest, rules: Option<&Rules>, series: &ObservedSeries) -> Decision {
+    let mut decision = decide(&manifest.task.name, manifest.accepts.as_ref(), rules, series);
+    if rules.is_some_and(|rules| !rules.views.is_empty()) {
+        let (expected, found) = ("a plugin of several views".to_owned(), "a plugin of one view".to_owned());
+        decision.reasons.push(reason("rules.views", expected, found, false));
+        decision.accepted = false;
+    }
     decision
 }
 

@@ -15,7 +15,7 @@ use firmware_config::{Rules, Task};
 
 use crate::Error;
 use crate::infer::LoadedTask;
-use crate::ingest::rules::{Decision, ObservedSeries, decide, may_accept};
+use crate::ingest::rules::{Decision, ObservedSeries, decide_for, may_accept};
 use crate::slots::Slots;
 use crate::volume::Header;
 
@@ -136,8 +136,7 @@ impl Tasks {
         let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
         let one = |task: Arc<LoadedTask>| {
             let manifest = &task.plugin.manifest;
-            let name = &manifest.task.name;
-            let decision = decide(name, manifest.accepts.as_ref(), rules.get(name), series);
+            let decision = decide_for(manifest, rules.get(&manifest.task.name), series);
             (task, decision)
         };
         self.current().into_iter().map(one).collect()

@@ -196,3 +196,47 @@ proptest! {
         prop_assert_eq!(both.accepted, both.reasons.iter().all(|reason| reason.passed));
     }
 }
+
+fn image() -> Header {
+    Header {
+        sop_class: "1.2.840.10008.5.1.4.1.1.2".into(),
+        sop_uid: "1.2.3.4".into(),
+        study_uid: Some("1.2".into()),
+        series_uid: Some("1.2.3".into()),
+        transfer_syntax: "1.2.840.10008.1.2.1".into(),
+        is_image: true,
+        modality: Some("CT".into()),
+        body_part: Some("HEAD".into()),
+        series_description: Some("Head".into()),
+        protocol_name: None,
+        convolution_kernel: Some("H31s".into()),
+        contrast_agent: false,
+        slice_thickness: Some(5.0),
+        image_type: vec!["ORIGINAL".into()],
+        images_in_acquisition: None,
+        number_of_frames: 1,
+        orientation: Some([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]),
+        position: Some([0.0, 0.0, 7.0]),
+    }
+}
+
+#[test]
+fn an_image_alone_is_asked_only_what_it_can_say() {
+    let accepts = Accepts { min_slices: Some(20), slice_spacing_mm: Some([1.0, 6.0]), ..anything() };
+    let may = |text: &str, image: &Header| may_accept(Some(&accepts), Some(&rules(text)), image);
+    // How many there are and how far apart they lie is known at the end.
+    assert!(may(r#"{"min_slices":30,"max_slices":90,"slice_spacing_mm":[1,6]}"#, &image()));
+    assert!(may(r#"{"modality":["CT"],"plane":["axial"],"slice_thickness_mm":[4,6]}"#, &image()));
+    for text in [
+        r#"{"modality":["MR"]}"#,
+        r#"{"plane":["sagittal"]}"#,
+        r#"{"slice_thickness_mm":[1,2]}"#,
+        r#"{"exclude_description":["head*"]}"#,
+        r#"{"contrast":true}"#,
+    ] {
+        assert!(!may(text, &image()), "{text}");
+    }
+    assert!(!may("{}", &Header { image_type: vec!["LOCALIZER".into()], ..image() }));
+    assert!(!may("{}", &Header { is_image: false, ..image() }));
+    assert!(!may_accept(None, None, &image()), "a manifest that does not say what it accepts");
+}
