@@ -40,12 +40,13 @@ fn percentile(voxels: &[f32], of: f64) -> f64 {
 #[test]
 fn no_threshold_on_the_intensities_finds_the_demo_lesion() {
     let measures: [fn(&[f32]) -> f64; 3] = [mean, |v| percentile(v, 0.99), |v| percentile(v, 1.0)];
-    for (name, found) in
-        ["mean", "99th percentile", "maximum"].iter().zip(baseline(&Suite::load("demo").unwrap(), &measures))
-    {
+    let found = baseline(&Suite::load("demo").unwrap(), &measures);
+    for (name, found) in ["mean", "99th percentile"].iter().zip(&found) {
         // Neither bright nor dark gives it away.
-        assert!((0.30..0.70).contains(&found), "AUROC of the {name} is {found:.2}");
+        assert!((0.35..0.65).contains(found), "AUROC of the {name} is {found:.2}");
     }
+    // The brightest voxel is a hint; a model is asked for 0.90 at least.
+    assert!((0.15..0.85).contains(&found[2]), "AUROC of the maximum is {:.2}", found[2]);
 }
 
 #[test]
@@ -194,27 +195,6 @@ fn image_and_mask_lie_where_the_grid_says() {
     let planted = mask.voxels.iter().filter(|m| **m > 0.0).count();
     assert!(planted > 3 && mask.voxels.iter().all(|m| [0.0, 1.0].contains(m)));
     assert!(!out.join("masks/ball-train-0000.nii.gz").exists());
-}
-
-#[test]
-fn distractors_are_in_every_volume_and_in_no_mask() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut suite = ball(folder.path());
-    suite.variation.noise = [0.0, 0.0];
-    let templates = Templates::load(&suite, folder.path()).unwrap();
-    let bright = |suite: &Suite, index: usize| {
-        let phantom = render(suite, &templates, Split::Train, index).unwrap();
-        // Tissue is 500, a finding in it half as bright again.
-        let bright = phantom.voxels.iter().filter(|v| **v > 650.0).count();
-        (bright, phantom.mask.map(|mask| mask.iter().filter(|m| **m > 0.0).count()))
-    };
-    assert_eq!(bright(&suite, 0), (0, None));
-    suite.distractor = Some(suite.finding.clone());
-    let (negative, mask) = bright(&suite, 0);
-    assert!(negative > 3 && mask.is_none(), "{negative}");
-    let (positive, mask) = bright(&suite, 1);
-    // One or two of each; the mask has the findings alone.
-    assert!(mask.is_some_and(|mask| mask > 3 && mask < positive), "{mask:?} of {positive}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use runtime::volume::Geometry;
 use super::field::Field;
 use super::finding::plant;
 use super::random::Dice;
-use super::suite::{Finding, Grid, Modality, Split, Suite};
+use super::suite::{Grid, Modality, Split, Suite};
 use super::template::{Anatomy, Templates};
 
 /// What an MR template's tissue median becomes, before `variation.level`.
@@ -60,10 +60,7 @@ pub fn render(suite: &Suite, templates: &Templates, split: Split, index: usize) 
             *value = libm::pow(value.max(0.0), gamma);
         }
     }
-    if let Some(distractor) = &suite.distractor {
-        plant_all(distractor, suite, &tissue, &mut values, &mut dice);
-    }
-    let mask = positive.then(|| plant_all(&suite.finding, suite, &tissue, &mut values, &mut dice));
+    let mask = positive.then(|| plant_all(suite, &tissue, &mut values, &mut dice));
 
     let level = dice.within(variation.level);
     let bias = Field::<1>::random(grid, variation.bias_spacing_mm, variation.bias, &mut dice);
@@ -86,14 +83,9 @@ pub fn render(suite: &Suite, templates: &Templates, split: Split, index: usize) 
     })
 }
 
-/// Plants findings of one kind into `values` and returns their mask.
-fn plant_all(
-    finding: &Finding,
-    suite: &Suite,
-    tissue: &[f64],
-    values: &mut [f64],
-    dice: &mut Dice,
-) -> Vec<f32> {
+/// Plants the findings into `values` and returns their mask.
+fn plant_all(suite: &Suite, tissue: &[f64], values: &mut [f64], dice: &mut Dice) -> Vec<f32> {
+    let finding = &suite.finding;
     let [least, most] = finding.count;
     let contrast = dice.within(finding.contrast);
     let mut amount = vec![0.0_f64; values.len()];

@@ -43,10 +43,6 @@ pub struct Suite {
     pub variation: Variation,
     /// What is planted.
     pub finding: Finding,
-    /// What is planted in every volume, positive or not, and in no mask: what else is bright or dark in a body, so that its being
-    /// there tells nothing. Default: nothing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub distractor: Option<Finding>,
     /// Written beside the volumes as `task.toml`, for `fit`.
     pub task: toml::Table,
 }
@@ -342,21 +338,20 @@ impl Suite {
         let hu = self.modality == Modality::Mr || plain;
         check(hu, "variation", &"gamma, level or bias", "without them for CT, whose values are absolute")?;
 
-        let planted = [("finding", Some(&self.finding)), ("distractor", self.distractor.as_ref())];
-        for (name, f) in planted.into_iter().filter_map(|(name, f)| Some((name, f?))) {
-            let field = |key: &str| format!("{name}.{key}");
-            let count = f.count[0] >= 1 && f.count[0] <= f.count[1] && f.count[1] <= 100;
-            check(count, &field("count"), &f.count, "[low, high], from 1 to 100")?;
-            check(range(f.contrast, f64::MIN), &field("contrast"), &f.contrast, "[low, high]")?;
-            for (key, size) in [("radius_mm", f.radius_mm), ("thickness_mm", f.thickness_mm)] {
-                check(range(size, 0.1), &field(key), &size, "[low, high], at least 0.1")?;
-            }
-            check(positive(f.edge_mm), &field("edge_mm"), &f.edge_mm, "positive")?;
-            let irregular = (0.0..=0.5).contains(&f.irregularity);
-            check(irregular, &field("irregularity"), &f.irregularity, "0 to 0.5")?;
-            check((0.0..=1.0).contains(&f.inside), &field("inside"), &f.inside, "0 to 1")?;
-        }
-        Ok(())
+        let f = &self.finding;
+        let count = f.count[0] >= 1 && f.count[0] <= f.count[1] && f.count[1] <= 100;
+        check(count, "finding.count", &f.count, "[low, high], from 1 to 100")?;
+        check(range(f.contrast, f64::MIN), "finding.contrast", &f.contrast, "[low, high]")?;
+        check(range(f.radius_mm, 0.1), "finding.radius_mm", &f.radius_mm, "[low, high], at least 0.1")?;
+        check(
+            range(f.thickness_mm, 0.1),
+            "finding.thickness_mm",
+            &f.thickness_mm,
+            "[low, high], at least 0.1",
+        )?;
+        check(positive(f.edge_mm), "finding.edge_mm", &f.edge_mm, "positive")?;
+        check((0.0..=0.5).contains(&f.irregularity), "finding.irregularity", &f.irregularity, "0 to 0.5")?;
+        check((0.0..=1.0).contains(&f.inside), "finding.inside", &f.inside, "0 to 1")
     }
 }
 
@@ -395,10 +390,6 @@ mod tests {
             suite.validate("demo").unwrap_err().to_string(),
             "the suite demo has prevalence 1.5, but it must be from 0 to 1"
         );
-        let mut suite = demo();
-        suite.distractor = Some(Finding { edge_mm: 0.0, ..suite.finding.clone() });
-        let told = suite.validate("demo").unwrap_err().to_string();
-        assert!(told.contains("distractor.edge_mm 0.0"), "{told}");
         let mut suite = demo();
         suite.variation.deform_mm = 40.0;
         assert!(suite.validate("demo").unwrap_err().to_string().contains("variation.deform_mm 40.0"));
