@@ -59,16 +59,19 @@ fn peak_memory_is_under_thrice_the_graph_and_does_not_grow_with_slices() {
     std::fs::write(&graph_path, &graph).unwrap();
     plugin.write(&plugin_path).unwrap();
 
-    let peak_with = |slices: usize| {
+    let peak_with = |slices: usize, threads: &str| {
         let input = folder.path().join(format!("{slices}.nii"));
         write_volume(&input, slices);
         let mut infer = program("scanside");
         infer.arg("infer").arg("--graph").arg(&graph_path).arg("--plugin").arg(&plugin_path);
-        peak(infer.arg("--input").arg(&input).args(["--threads", "2"]))
+        peak(infer.arg("--input").arg(&input).args(["--threads", threads]))
     };
-    let (few, many) = (peak_with(2), peak_with(24));
     let graph = graph.len() as u64;
-    assert!(few < 3 * graph && many < 3 * graph, "{few} and {many} bytes for a graph of {graph}");
+    let two_threads = peak_with(24, "2");
+    assert!(two_threads < 3 * graph, "{two_threads} bytes for a graph of {graph}");
+    // On one thread: on two, how often both are at the height of their working memory at the same instant is chance, and
+    // likelier with more slices.
+    let (few, many) = (peak_with(2, "1"), peak_with(24, "1"));
     assert!(many < few + graph / 10, "2 slices take {few} bytes, 24 take {many}");
 }
 
