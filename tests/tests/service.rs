@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use dicom_core::VR;
 use dicom_dictionary_std::tags;
-use runtime::result::{Completion, Kind, TaskResult};
+use runtime::result::{Completion, Input, Kind, TaskResult};
 use runtime::service::Health;
 use runtime::tensor::sha256;
 use tests::dicom::put_text;
@@ -102,6 +102,19 @@ fn a_late_slice_makes_a_revision_and_a_duplicate_none() {
     site.on.terminate().unwrap();
     let results = site.on.store().unwrap().results(&series_uid(1)).unwrap();
     assert_eq!(results.len(), 2, "what came twice made nothing");
+}
+
+#[test]
+fn a_slice_that_is_an_acquisition_of_its_own_is_no_whole_series() {
+    let site = Site::started("").unwrap();
+    let series = series(site.files.path(), 1, dims(6), |_, slice| {
+        put_text(slice, tags::IMAGES_IN_ACQUISITION, VR::IS, "1");
+    });
+    send(&site, &series.unwrap());
+    let result = site.next().unwrap();
+    let Input { instances, completion, .. } = result.input;
+    assert_eq!((result.kind, result.revision, instances), (Kind::Final, 0, 6));
+    assert_eq!(completion, Completion::AssociationEnd);
 }
 
 #[test]

@@ -61,7 +61,8 @@ impl Receiver for Intake {
             self.core.totals().refused += 1;
             return Err(Refusal::new(Status::CannotUnderstand, "the data set names no series"));
         };
-        let expected = header.images_in_acquisition.filter(|_| header.number_of_frames == 1);
+        // Scanners that count every slice as an acquisition of its own say 1, which tells nothing of the series.
+        let expected = header.images_in_acquisition.filter(|&n| n > 1 && header.number_of_frames == 1);
         let HashedSpool { spool, hash } = spool;
         let instance = NewInstance {
             study_uid: header.study_uid.clone(),
