@@ -24,7 +24,7 @@ use crate::result::{Completion, Kind, TaskResult};
 use crate::tensor::sha256;
 use crate::volume::Volume;
 
-pub use compose::{KEY_SLICES, Scan, SliceName};
+pub use compose::{BUILD, KEY_SLICES, Scan, SliceName};
 pub use golden::GoldenReport;
 
 /// A task ready to run.

@@ -45,15 +45,13 @@ use self::tasks::Tasks;
 use crate::Error;
 use crate::backbone::Backbone;
 use crate::engine::default_threads;
+use crate::infer::BUILD;
 use crate::ingest::assembly::{Assembly, Pending, Policy};
 use crate::ingest::listener::{ListenError, Listener, Options, Tls};
 use crate::publish::session::{self, Handle, Session};
 use crate::publish::{State, device_key};
 use crate::result::rfc3339;
 use crate::store::{Limits, Store};
-
-/// The program and its version, as in results.
-pub const BUILD: &str = concat!("scanside ", env!("CARGO_PKG_VERSION"));
 
 /// New plugins are looked for so often.
 const LOOK_EVERY: Duration = Duration::from_secs(2);

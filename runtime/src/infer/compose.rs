@@ -12,6 +12,9 @@ use crate::result::{
 use crate::tensor::sha256;
 use crate::volume::{Source, SourceKind};
 
+/// The program and its version.
+pub const BUILD: &str = concat!("scanside ", env!("CARGO_PKG_VERSION"));
+
 /// How many slices a result names.
 pub const KEY_SLICES: usize = 5;
 
@@ -115,7 +118,7 @@ impl LoadedTask {
             recipe_sha256: sha256(&recipe),
             tensor_sha256,
             engine: self.engine.info(),
-            build: concat!("scanside ", env!("CARGO_PKG_VERSION")).into(),
+            build: BUILD.into(),
             digest: String::new(),
         };
         provenance.digest = provenance.compute_digest();

@@ -180,8 +180,13 @@ fn context(core: &Core, job: &Job, task: &str) -> Context {
 }
 
 fn input(job: &Job, context: &Context) -> Input {
-    let digest = series_digest(job.instances.iter().map(|stored| stored.sha256.clone()));
-    Input::series(job.study_uid.clone(), job.series_uid.clone(), job.instances.len(), digest, context)
+    let (study, series) = (job.study_uid.clone(), job.series_uid.clone());
+    Input::series(study, series, job.instances.len(), digest(job), context)
+}
+
+/// Of what was received.
+fn digest(job: &Job) -> String {
+    series_digest(job.instances.iter().map(|stored| stored.sha256.clone()))
 }
 
 /// Of each instance, as it arrived or, after a restart, read again.
@@ -260,7 +265,7 @@ impl Series<'_> {
         };
         let encoded = start.elapsed();
         slices.sort_by(|a, b| a.instance.sop_uid().cmp(b.instance.sop_uid()));
-        self.unchanged(slices.iter().map(|ready| ready.read.sha256.clone()))?;
+        self.unchanged(&series_digest(slices.iter().map(|ready| ready.read.sha256.clone())))?;
         let instances = slices.iter().map(|ready| ready.instance.clone()).collect();
         let arrangement = Arrangement::new(&self.origin(), instances)?;
         if !(0..slices.len()).all(|k| arrangement.stands_alone(k)) {
@@ -281,7 +286,7 @@ impl Series<'_> {
             frame_number: None,
         });
         let scan = Scan {
-            source: &arrangement.source(self.digest()),
+            source: &arrangement.source(digest(self.job)),
             observed: Some(arrangement.observed()),
             warnings: &arrangement.warnings(odd),
             slices: names.collect(),
@@ -315,24 +320,17 @@ impl Series<'_> {
         let instances = self.job.instances.iter().map(|stored| Instance::open(&stored.path));
         let instances: Vec<Instance> = instances.collect::<Result<_, VolumeError>>()?;
         let volume = Arrangement::new(&self.origin(), instances)?.read()?;
-        if volume.source.digest == self.digest() {
-            return Ok(volume);
+        self.unchanged(&volume.source.digest)?;
+        Ok(volume)
+    }
+
+    /// Checks the digest of what was decoded against what was received.
+    fn unchanged(&self, read: &str) -> Result<(), Refused> {
+        if read == digest(self.job) {
+            return Ok(());
         }
-        Err(self.changed())
-    }
-
-    /// Checks the SHA-256 of what was decoded, by SOP Instance UID, against what was received.
-    fn unchanged(&self, read: impl Iterator<Item = String>) -> Result<(), Refused> {
-        if series_digest(read) == self.digest() { Ok(()) } else { Err(self.changed()) }
-    }
-
-    fn changed(&self) -> Refused {
         let problem = "the stored files are not what was received; check the disk and send the series again";
-        Refused::Trouble(Trouble::Failed(format!("{}: {problem}", self.origin().display())))
-    }
-
-    fn digest(&self) -> String {
-        series_digest(self.job.instances.iter().map(|stored| stored.sha256.clone()))
+        Err(Refused::Trouble(Trouble::Failed(format!("{}: {problem}", self.origin().display()))))
     }
 
     /// What messages name: the folder of the series in the store.
