@@ -45,7 +45,7 @@ struct Fit {
     /// Task file: name, version, labels, recipe, loss, LoRA, training
     #[arg(long, value_name = "TOML")]
     task: PathBuf,
-    /// Table with the columns id, split (train, val, test), image and one a label (0, 1 or empty)
+    /// Table with the columns id, split (train, val, test), image, optionally patient, and one a label (0, 1 or empty)
     #[arg(long, value_name = "CSV")]
     data: PathBuf,
     /// Backbone weights: safetensors in the naming of Hugging Face, timm or the original code; a sharded one's index or folder

@@ -1,6 +1,7 @@
 //! The data table and the slices that the recipe makes of its scans.
 
 mod augment;
+mod leak;
 mod slices;
 mod table;
 

@@ -178,13 +178,14 @@ impl Task {
             return wrong("labels", &"empty", "a list of at least one column of the data table");
         }
         for (i, label) in self.labels.iter().enumerate() {
-            let reserved = ["id", "split", "image", "mask"].contains(&label.as_str()) || label.contains(':');
+            let reserved =
+                ["id", "patient", "split", "image", "mask"].contains(&label.as_str()) || label.contains(':');
             if label.trim().is_empty() || reserved || self.labels[..i].contains(label) {
                 let found = format!("{label:?} at place {}", i + 1);
                 return wrong(
                     "labels",
                     &found,
-                    "names that are not id, split, image or mask, without colon, each once",
+                    "names that are not id, patient, split, image or mask, without colon, each once",
                 );
             }
         }

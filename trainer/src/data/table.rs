@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::leak;
 use crate::Error;
 use crate::loss::Loss;
 
@@ -34,6 +35,8 @@ impl Split {
 pub struct Sample {
     /// Unique in the table.
     pub id: String,
+    /// Whose scan it is, where the table says so; no patient is in two splits.
+    pub patient: Option<String>,
     /// What it is used for.
     pub split: Split,
     /// NIfTI file, DICOM file or folder of one series; relative paths are taken from the table's folder.
@@ -44,7 +47,8 @@ pub struct Sample {
     pub row: u64,
 }
 
-/// `data.csv`: a header row; `id`, `split`, `image`, and a column a label (0, 1 or empty). Other columns are ignored.
+/// `data.csv`: a header row; `id`, `split`, `image`, optionally `patient`, and a column a label (0, 1 or empty). Other columns
+/// are ignored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Table {
     /// The file.
@@ -72,6 +76,7 @@ impl Table {
             })
         };
         let (id, split, image) = (need("id")?, need("split")?, need("image")?);
+        let patient = column("patient");
         let labels: Vec<(&str, Option<usize>)> = labels
             .iter()
             .map(|label| Ok((label.as_str(), if lenient { column(label) } else { Some(need(label)?) })))
@@ -122,11 +127,13 @@ impl Table {
             if of(image).is_empty() || !file.exists() {
                 return Err(wrong(format!("its image {} does not exist", file.display())));
             }
-            samples.push(Sample { id: of(id).into(), split, image: file, targets, row });
+            let patient = patient.map(of).filter(|name| !name.is_empty()).map(str::to_owned);
+            samples.push(Sample { id: of(id).into(), patient, split, image: file, targets, row });
         }
         if samples.is_empty() {
             return Err(whole("it has no rows".into()));
         }
+        leak::check(path, &samples)?;
         Ok(Self { path: path.into(), sha256: runtime::tensor::sha256(&bytes), samples })
     }
 
@@ -142,7 +149,7 @@ fn line(bytes: &[u8], at: &csv::Position) -> u64 {
     at.line() + skipped.filter(|b| **b == b'\n').count() as u64
 }
 
-fn wrong(path: &Path, row: u64, problem: String) -> Error {
+pub(super) fn wrong(path: &Path, row: u64, problem: String) -> Error {
     Error::Row { path: path.into(), row, problem }
 }
 
@@ -200,6 +207,7 @@ mod tests {
             (",val,a.nii,0,1\n", 2, "id is empty"),
             ("1,val,a.nii,0,1\r\n1,val,b.nii,0,1\r\n", 3, "`1` is used by an earlier row"),
             ("1,val,a.nii,0\n", 2, "5 fields"),
+            ("1,val,a.nii,0,1\n2,test,./a.nii,0,1\n", 3, "by row 2, in split val too"),
         ] {
             let error = read(&format!("id,split,image,x,y\n{rows}"), Loss::Bce, false).unwrap_err();
             let text = error.to_string();
@@ -208,6 +216,32 @@ mod tests {
         }
         assert!(read("", Loss::Bce, false).unwrap_err().to_string().contains("no column `id`"));
         assert!(read("id,split,image,x,y\n", Loss::Bce, false).unwrap_err().to_string().contains("no rows"));
+    }
+
+    #[test]
+    fn a_patient_is_in_one_split() {
+        let with = |rows: &str| read(&format!("id,split,image,x,y,patient\n{rows}"), Loss::Bce, false);
+        let error = with("1,train,a.nii,0,1,P7\n2,train,a.nii,0,1,P8\n3,test,b.nii,0,1,P7\n").unwrap_err();
+        let expected = "its patient `P7` is in split test and, by row 2, in split train too; \
+                        put all rows of a patient into one split";
+        assert!(error.is_bad_input() && error.to_string().contains("row 4 of"), "{error}");
+        assert!(error.to_string().ends_with(expected), "{error}");
+        // Several scans of a patient in one split, and scans of which the patient is not known.
+        let table = with("1,train,a.nii,0,1,P7\n2,train,b.nii,0,1,P7\n").unwrap();
+        assert_eq!(table.samples[1].patient.as_deref(), Some("P7"));
+        assert_eq!(with("1,train,a.nii,0,1,\n2,test,b.nii,0,1,\n").unwrap().samples[0].patient, None);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_to_a_scan_of_another_split_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.nii"), "").unwrap();
+        std::os::unix::fs::symlink("a.nii", folder.path().join("copy.nii")).unwrap();
+        let path = folder.path().join("data.csv");
+        std::fs::write(&path, "id,split,image\n1,train,a.nii\n2,val,copy.nii\n").unwrap();
+        let error = Table::read(&path, &["x".into()], Loss::Bce, true).unwrap_err().to_string();
+        assert!(error.contains("copy.nii is in split val and, by row 2, in split train too"), "{error}");
     }
 
     #[test]
