@@ -22,6 +22,7 @@ mod crop;
 mod error;
 mod heat;
 mod intensity;
+mod mask;
 mod resample;
 mod statistics;
 mod view;

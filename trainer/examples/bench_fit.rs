@@ -139,7 +139,7 @@ fn input(count: usize, size: usize, volume: u32) -> Slices {
         let inside = volume.is_multiple_of(2) && i / each == count / 2 && i % size < size / 4;
         if inside { 1.5 + 0.1 * noise } else { noise }
     });
-    Slices { count, size: [size; 2], values: values.collect() }
+    Slices { count, size: [size; 2], values: values.collect(), mask: None }
 }
 
 /// What both halves start from: `param.NAME`, `volumes` `[V, S, 3, H, W]` and `long` `[L, 3, H, W]`.

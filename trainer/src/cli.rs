@@ -305,7 +305,8 @@ fn run_predict(args: &Predict) -> Result<()> {
     let device = device::open(&args.machine.device)?;
     let run = Run::open(&args.run)?;
     let task = &run.settings().task;
-    let table = Table::read(&args.data, &task.labels, task.loss, true)?;
+    let mut table = Table::read(&args.data, &task.labels, task.loss, true)?;
+    table.keep_masks(|_| false);
     let backbone = run.backbone(args.moved.backbone.as_deref())?;
     let network = run.network(&backbone, device)?;
     drop(backbone);

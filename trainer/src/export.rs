@@ -107,7 +107,8 @@ pub fn export(options: &Options) -> Result<Exported, Error> {
     let engine = Engine::load(graph.clone(), options.threads.max(1)).map_err(runtime::Error::from)?;
 
     let data = options.data.as_deref().unwrap_or(&settings.data.path);
-    let table = Table::read(data, &task.labels, task.loss, true)?;
+    let mut table = Table::read(data, &task.labels, task.loss, true)?;
+    table.keep_masks(|_| false);
     let mut parity = Parity::default();
     parity::on_scans(&mut parity, &table, task, &network, &engine)?;
     let golden = golden::cases(&mut parity, task, &network, &engine)?;

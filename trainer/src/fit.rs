@@ -102,7 +102,8 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
     let backbone = open_backbone(&options.backbone, task.blocks)?;
     task.validate(backbone.arch.patch)
         .map_err(|problem| Error::Task { path: options.task_path.clone(), problem })?;
-    let table = Table::read(&options.data, &task.labels, task.loss, false)?;
+    let mut table = Table::read(&options.data, &task.labels, task.loss, false)?;
+    table.keep_masks(|_| false);
     let settings = settings(options, &backbone, &table)?;
     std::fs::create_dir_all(&options.out).map_err(Error::io(&options.out))?;
 

@@ -73,6 +73,23 @@ pub enum RecipeError {
         /// Background threshold, in the scan's units.
         threshold: f32,
     },
+    /// A mask that does not lie on the voxels of its image.
+    #[error(
+        "the mask {mask} does not lie on the voxels of {image}: it has {what} {found}, expected {expected}; \
+         resample it onto the image"
+    )]
+    OtherGrid {
+        /// The image's file or folder.
+        image: PathBuf,
+        /// The mask's file or folder.
+        mask: PathBuf,
+        /// What differs.
+        what: &'static str,
+        /// The image's.
+        expected: String,
+        /// The mask's.
+        found: String,
+    },
 }
 
 impl RecipeError {

@@ -4,7 +4,7 @@ use super::Slices;
 use crate::random::unit;
 use crate::task::Augment;
 
-/// Random changes of all slices of a volume alike.
+/// Random changes of all slices of a volume alike, and of its mask.
 pub fn augment(slices: &Slices, settings: &Augment, rng: &mut ChaCha8Rng) -> Slices {
     // Always the same number of draws, so that switching one change on leaves the others as they were.
     let [columns, rows] = [unit(rng), unit(rng)].map(|x| x < 0.5);
@@ -19,17 +19,19 @@ pub fn augment(slices: &Slices, settings: &Augment, rng: &mut ChaCha8Rng) -> Sli
         let at = (at as isize - by).clamp(0, length as isize - 1) as usize;
         if flip { length - 1 - at } else { at }
     };
-    let from: Vec<usize> = (0..w).map(|x| source(x, w, right, flip_columns)).collect();
-    let mut values = vec![0.0; slices.values.len()];
-    for (out, plane) in values.chunks_exact_mut(h * w).zip(slices.values.chunks_exact(h * w)) {
-        for (y, row) in out.chunks_exact_mut(w).enumerate() {
-            let line = &plane[source(y, h, down, flip_rows) * w..][..w];
-            for (value, &x) in row.iter_mut().zip(&from) {
-                *value = line[x];
-            }
-        }
-    }
-    Slices { values, ..*slices }
+    let columns: Vec<usize> = (0..w).map(|x| source(x, w, right, flip_columns)).collect();
+    let rows: Vec<usize> = (0..h).map(|y| source(y, h, down, flip_rows)).collect();
+    let values = moved(&slices.values, &rows, &columns);
+    Slices { values, mask: slices.mask.as_ref().map(|mask| moved(mask, &rows, &columns)), ..*slices }
+}
+
+/// Planes whose row `y` and column `x` are row `rows[y]` and column `columns[x]` of `planes`.
+fn moved<T: Copy>(planes: &[T], rows: &[usize], columns: &[usize]) -> Vec<T> {
+    let each = rows.len() * columns.len();
+    let lines = planes
+        .chunks_exact(each)
+        .flat_map(|plane| rows.iter().map(move |row| &plane[row * columns.len()..][..columns.len()]));
+    lines.flat_map(|line| columns.iter().map(|&x| line[x])).collect()
 }
 
 #[cfg(test)]
@@ -38,8 +40,14 @@ mod tests {
     use crate::random::{Purpose, generator};
 
     fn changed(settings: Augment) -> Vec<Vec<f32>> {
-        let slices = Slices { count: 1, size: [2, 3], values: (0..18).map(|x| x as f32).collect() };
-        let run = |n| augment(&slices, &settings, &mut generator(1, Purpose::Augment, 0, n)).values;
+        let values = (0..18).map(|x| x as f32).collect();
+        let slices = Slices { count: 1, size: [2, 3], values, mask: Some((0..6).collect()) };
+        let run = |n| {
+            let found = augment(&slices, &settings, &mut generator(1, Purpose::Augment, 0, n));
+            let mask: Vec<f32> = found.mask.unwrap().into_iter().map(f32::from).collect();
+            assert_eq!(mask, found.values[..6], "the mask goes where the pixels go");
+            found.values
+        };
         let mut all: Vec<Vec<f32>> = (0..64).map(run).collect();
         all.sort_by(|a, b| a.partial_cmp(b).unwrap());
         all.dedup();

@@ -41,14 +41,16 @@ pub struct Sample {
     pub split: Split,
     /// NIfTI file, DICOM file or folder of one series; relative paths are taken from the table's folder.
     pub image: PathBuf,
+    /// Where the finding is: voxels above 0.5 of a file on the image's voxels.
+    pub mask: Option<PathBuf>,
     /// One a label of the task, `None` where not known.
     pub targets: Vec<Option<bool>>,
     /// Line in the table's file; the header is line 1.
     pub row: u64,
 }
 
-/// `data.csv`: a header row; `id`, `split`, `image`, optionally `patient`, and a column a label (0, 1 or empty). Other columns
-/// are ignored.
+/// `data.csv`: a header row; `id`, `split`, `image`, optionally `patient` and `mask`, and a column a label (0, 1 or empty). Other
+/// columns are ignored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Table {
     /// The file.
@@ -60,7 +62,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// Reads and checks a table for `labels`, including that every image is there. With `lenient` a label's column may be
+    /// Reads and checks a table for `labels`, including that every image and mask is there. With `lenient` a label's column may be
     /// missing, all its values being unknown then.
     pub fn read(path: &Path, labels: &[String], loss: Loss, lenient: bool) -> Result<Self, Error> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
@@ -76,7 +78,7 @@ impl Table {
             })
         };
         let (id, split, image) = (need("id")?, need("split")?, need("image")?);
-        let patient = column("patient");
+        let (patient, mask) = (column("patient"), column("mask"));
         let labels: Vec<(&str, Option<usize>)> = labels
             .iter()
             .map(|label| Ok((label.as_str(), if lenient { column(label) } else { Some(need(label)?) })))
@@ -128,13 +130,26 @@ impl Table {
                 return Err(wrong(format!("its image {} does not exist", file.display())));
             }
             let patient = patient.map(of).filter(|name| !name.is_empty()).map(str::to_owned);
-            samples.push(Sample { id: of(id).into(), patient, split, image: file, targets, row });
+            let mask = mask.map(of).filter(|name| !name.is_empty()).map(|name| folder.join(name));
+            if let Some(mask) = mask.as_ref().filter(|mask| !mask.exists()) {
+                return Err(wrong(format!("its mask {} does not exist", mask.display())));
+            }
+            samples.push(Sample { id: of(id).into(), patient, split, image: file, mask, targets, row });
         }
         if samples.is_empty() {
             return Err(whole("it has no rows".into()));
         }
         leak::check(path, &samples)?;
         Ok(Self { path: path.into(), sha256: runtime::tensor::sha256(&bytes), samples })
+    }
+
+    /// Forgets the masks but those of the samples for which `wanted` holds, so that no others are read.
+    pub fn keep_masks(&mut self, wanted: impl Fn(&Sample) -> bool) {
+        for sample in &mut self.samples {
+            if !wanted(sample) {
+                sample.mask = None;
+            }
+        }
     }
 
     /// Indices of the rows of a split, in the table's order.
@@ -186,6 +201,16 @@ mod tests {
         assert_eq!(table.samples[1].split, Split::Test);
         assert!(table.samples[1].image.ends_with("b.nii"));
         assert_eq!((table.split(Split::Train), table.split(Split::Val)), (vec![0], vec![]));
+    }
+
+    #[test]
+    fn masks_are_optional() {
+        let text = "id,split,image,mask,x,y\n1,train,a.nii,b.nii,0,1\n2,test,b.nii,,1,0\n";
+        let table = read(text, Loss::Bce, false).unwrap();
+        assert!(table.samples[0].mask.as_ref().unwrap().ends_with("b.nii"));
+        assert_eq!(table.samples[1].mask, None);
+        let error = read(&text.replace(",b.nii,0", ",c.nii,0"), Loss::Bce, false).unwrap_err().to_string();
+        assert!(error.contains("row 2 of") && error.contains("c.nii does not exist"), "{error}");
     }
 
     #[test]

@@ -41,7 +41,7 @@ fn values(n: usize, seed: u64) -> Vec<f32> {
 
 /// Random slices of 28 by 42 pixels.
 pub(crate) fn slices(count: usize, seed: u64) -> Slices {
-    Slices { count, size: [28, 42], values: values(count * 3 * 28 * 42, seed) }
+    Slices { count, size: [28, 42], values: values(count * 3 * 28 * 42, seed), mask: None }
 }
 
 /// Twenty small volumes, half of them with a bright block in one slice, and a task for them.
