@@ -2,9 +2,11 @@
 
 mod augment;
 mod leak;
+mod sampling;
 mod slices;
 mod table;
 
-pub use augment::augment;
+pub use augment::{Scale, augment};
+pub use sampling::{Place, Sampling, order};
 pub use slices::{Cache, Slices, in_order};
 pub use table::{Sample, Split, Table};

@@ -20,15 +20,15 @@ pub use gradient::{Item, Plan, gradients};
 pub use report::{LabelSummary, Summary};
 
 use crate::Error;
-use crate::data::{Cache, Split, Table, augment, in_order};
+use crate::data::{Cache, Scale, Split, Table, augment, in_order, order};
 use crate::model::{Encoder, Group, Network, Parameters};
 use crate::optim::{AdamW, Rates, norm, schedule};
 use crate::peft;
 use crate::precision::{Precision, Scaler};
 use crate::predict::{self, Row};
-use crate::random::{Purpose, generator, permutation};
+use crate::random::{Purpose, generator};
 use crate::run::{BackboneFile, DataFile, Settings, file, open_backbone};
-use crate::task::{Augment, Task};
+use crate::task::Task;
 use crate::workers::Workers;
 
 /// What to fit, from what, and where to.
@@ -283,24 +283,24 @@ impl Fit<'_> {
         let Self { task, table, cache, network, average, workers, optimiser, scaler, .. } = self;
         let train = &task.train;
         let samples = table.split(Split::Train);
-        let mut rng = generator(train.seed, Purpose::Order, epoch as u64, 0);
-        let order: Vec<usize> =
-            permutation(samples.len(), &mut rng).into_iter().map(|i| samples[i]).collect();
+        let order = order(&table.samples, &samples, task.loss, train.sampling, train.seed, epoch as u64);
         let per_epoch = samples.len().div_ceil(train.batch) as u64;
         let total = per_epoch * train.epochs as u64;
         let warmup = (train.warmup * total as f64).ceil() as u64;
 
-        let prepare = |index: usize| {
-            let slices = cache.get(index)?;
-            if train.augment == Augment::default() {
+        let scale = Scale::of(&task.recipe);
+        let prepare = |at: usize| {
+            let slices = cache.get(order[at].index)?;
+            if train.augment.is_off() {
                 return Ok(slices);
             }
-            let mut rng = generator(train.seed, Purpose::Augment, epoch as u64, index as u64);
-            Ok(augment(&slices, &train.augment, &mut rng).into())
+            let mut rng = generator(train.seed, Purpose::Augment, epoch as u64, order[at].key());
+            Ok(augment(&slices, &train.augment, &scale, &mut rng).into())
         };
         let (mut sum, mut steps, mut factor) = (0.0, 0u64, 0.0);
         let (mut batch, mut ids, mut seen) = (Vec::new(), Vec::new(), 0);
-        in_order(&order, prepare, |index, slices| {
+        in_order(&(0..order.len()).collect::<Vec<_>>(), prepare, |at, slices| {
+            let index = order[at].index;
             batch.push(Item { slices, targets: table.samples[index].targets.clone() });
             ids.push(table.samples[index].id.as_str());
             seen += 1;

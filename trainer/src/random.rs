@@ -13,7 +13,7 @@ pub enum Purpose {
     Init = 1,
     /// The order of the training volumes in an epoch.
     Order = 2,
-    /// Augmentation of one training volume in one epoch.
+    /// Augmentation of one training volume in one epoch; `sample` is its index, with its repeats in the upper half.
     Augment = 3,
     /// Golden cases; `sample` is the case.
     Golden = 4,
@@ -31,6 +31,11 @@ pub fn generator(seed: u64, purpose: Purpose, epoch: u64, sample: u64) -> ChaCha
 /// Uniform in `[0, 1)`, 24 bits.
 pub fn unit(rng: &mut ChaCha8Rng) -> f32 {
     (rng.next_u32() >> 8) as f32 / 16_777_216.0
+}
+
+/// Uniform in `[0, 1)`, 53 bits.
+pub fn unit_f64(rng: &mut ChaCha8Rng) -> f64 {
+    (rng.next_u64() >> 11) as f64 / 9_007_199_254_740_992.0
 }
 
 /// The numbers `0..n` in random order.

@@ -17,12 +17,16 @@
 //! ```
 //! Every other key has the default that stands beside it below; a key that is not known is an error.
 
+mod augment;
+
 use std::path::Path;
 
+pub use augment::{Augment, Change};
 use firmware_config::{Accepts, Activation, AttentionLora, LoraSpec, Recipe};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::data::Sampling;
 use crate::loss::Loss;
 
 /// A classification task.
@@ -113,6 +117,8 @@ pub struct Train {
     /// Stop after so many epochs without a better one on the validation volumes. Default: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub patience: Option<usize>,
+    /// Which volumes an epoch takes: `all`, or as many drawn so that classes are `balanced`. Default: all.
+    pub sampling: Sampling,
     /// Changes to the training slices.
     pub augment: Augment,
 }
@@ -134,21 +140,10 @@ impl Default for Train {
             smoothing: 0.0,
             ema: None,
             patience: None,
+            sampling: Sampling::All,
             augment: Augment::default(),
         }
     }
-}
-
-/// Random changes to the training slices, drawn anew for each volume in each epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Augment {
-    /// Mirror the columns of half of the volumes, which exchanges left and right in axial and coronal slices. Default: false.
-    pub flip_columns: bool,
-    /// Mirror the rows of half of the volumes. Default: false.
-    pub flip_rows: bool,
-    /// Move all slices of a volume by up to so many pixels along rows and columns, repeating the edge. Default: 0.
-    pub shift: usize,
 }
 
 impl Task {
@@ -270,7 +265,7 @@ impl Train {
                 self.warmup
             ));
         }
-        Ok(())
+        self.augment.validate()
     }
 }
 
@@ -303,6 +298,7 @@ mod tests {
         for (more, told) in [
             ("rank = 8", "rank"),
             ("[train]\nlearning_rate = 1", "learning_rate"),
+            ("[train]\nsampling = 'weighted'", "weighted"),
             ("[train]\nbatch = 0", "train.batch is 0"),
             ("[train]\nlr_lora = -1", "train.lr_lora is -1"),
             ("[train]\nwarmup = 1.5", "train.warmup"),
@@ -310,6 +306,7 @@ mod tests {
             ("[train]\nema = 1", "train.ema is 1"),
             ("[train]\npatience = 0", "train.patience is 0"),
             ("[train]\nsmoothing = 1", "train.smoothing is 1"),
+            ("[train]\naugment = { flip_rows = 2 }", "train.augment.flip_rows is 2"),
             ("[lora]\nrank = 0", "rank"),
             ("loss = { kind = 'ce' }", "ce with one label"),
             ("activation = 'softmax'", "activation"),

@@ -1,51 +1,88 @@
+//! Random changes of prepared slices.
+
+mod draw;
+mod filter;
+mod geometry;
+mod intensity;
+
 use rand_chacha::ChaCha8Rng;
 
 use super::Slices;
-use crate::random::unit;
 use crate::task::Augment;
+use draw::Drawn;
+use geometry::Grid;
+pub use intensity::Scale;
+use intensity::recolour;
 
 /// Random changes of all slices of a volume alike, and of its mask.
-pub fn augment(slices: &Slices, settings: &Augment, rng: &mut ChaCha8Rng) -> Slices {
-    // Always the same number of draws, so that switching one change on leaves the others as they were.
-    let [columns, rows] = [unit(rng), unit(rng)].map(|x| x < 0.5);
-    let reach = settings.shift as f32;
-    let [down, right] = [unit(rng), unit(rng)].map(|x| ((2.0 * x - 1.0) * (reach + 0.5)).round() as isize);
-    let limit = settings.shift as isize;
-    let [down, right] = [down, right].map(|n| n.clamp(-limit, limit));
-    let (flip_columns, flip_rows) = (settings.flip_columns && columns, settings.flip_rows && rows);
-
-    let [h, w] = slices.size;
-    let source = |at: usize, length: usize, by: isize, flip: bool| {
-        let at = (at as isize - by).clamp(0, length as isize - 1) as usize;
-        if flip { length - 1 - at } else { at }
-    };
-    let columns: Vec<usize> = (0..w).map(|x| source(x, w, right, flip_columns)).collect();
-    let rows: Vec<usize> = (0..h).map(|y| source(y, h, down, flip_rows)).collect();
-    let values = moved(&slices.values, &rows, &columns);
-    Slices { values, mask: slices.mask.as_ref().map(|mask| moved(mask, &rows, &columns)), ..*slices }
+pub fn augment(slices: &Slices, settings: &Augment, scale: &Scale, rng: &mut ChaCha8Rng) -> Slices {
+    change(slices, &Drawn::new(settings, rng), scale)
 }
 
-/// Planes whose row `y` and column `x` are row `rows[y]` and column `columns[x]` of `planes`.
-fn moved<T: Copy>(planes: &[T], rows: &[usize], columns: &[usize]) -> Vec<T> {
-    let each = rows.len() * columns.len();
-    let lines = planes
-        .chunks_exact(each)
-        .flat_map(|plane| rows.iter().map(move |row| &plane[row * columns.len()..][..columns.len()]));
-    lines.flat_map(|line| columns.iter().map(|&x| line[x])).collect()
+fn change(slices: &Slices, drawn: &Drawn, scale: &Scale) -> Slices {
+    let grid = drawn.moves().then(|| Grid::new(slices.size, drawn));
+    let grid = grid.as_ref();
+    let bilinear = |plane: &[f32], out: &mut [f32]| match grid {
+        Some(grid) => grid.bilinear(plane, out),
+        None => out.copy_from_slice(plane),
+    };
+    let nearest = |plane: &[u8], out: &mut [u8]| match grid {
+        Some(grid) => grid.nearest(plane, out),
+        None => out.copy_from_slice(plane),
+    };
+    let plane = slices.size[0] * slices.size[1];
+    let mut values = taken(&slices.values, [3, plane], drawn.flip_slices, bilinear);
+    if drawn.recolours() {
+        recolour(&mut values, slices.size, scale, drawn);
+    }
+    let mask = slices.mask.as_ref().map(|mask| taken(mask, [1, plane], drawn.flip_slices, nearest));
+    Slices { values, mask, ..*slices }
+}
+
+/// All planes of `values` `[S, channels, plane]`, each through `take`; the slices in reverse order where `reversed`.
+fn taken<T: Copy + Default>(
+    values: &[T],
+    [channels, plane]: [usize; 2],
+    reversed: bool,
+    take: impl Fn(&[T], &mut [T]),
+) -> Vec<T> {
+    let mut out = vec![T::default(); values.len()];
+    let each = channels * plane;
+    let count = values.len() / each;
+    for (s, out) in out.chunks_exact_mut(each).enumerate() {
+        let source = &values[if reversed { count - 1 - s } else { s } * each..][..each];
+        out.chunks_exact_mut(plane).zip(source.chunks_exact(plane)).for_each(|(out, plane)| take(plane, out));
+    }
+    out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::random::{Purpose, generator};
+    use crate::task::Change;
+
+    fn scale() -> Scale {
+        let recipe = "plane = 'axial'\nsize = [2, 3]\nintensity = { kind = 'z-score' }";
+        Scale::of(&toml::from_str(recipe).unwrap())
+    }
+
+    /// A volume of two slices of 2 by 3 pixels and a mask that says where each came from.
+    fn volume() -> Slices {
+        let values = (0..36).map(|x| x as f32).collect();
+        Slices { count: 2, size: [2, 3], values, mask: Some((0..6).chain(18..24).collect()) }
+    }
 
     fn changed(settings: Augment) -> Vec<Vec<f32>> {
-        let values = (0..18).map(|x| x as f32).collect();
-        let slices = Slices { count: 1, size: [2, 3], values, mask: Some((0..6).collect()) };
         let run = |n| {
-            let found = augment(&slices, &settings, &mut generator(1, Purpose::Augment, 0, n));
+            let rng = &mut generator(1, Purpose::Augment, 0, n);
+            let found = augment(&volume(), &settings, &scale(), rng);
             let mask: Vec<f32> = found.mask.unwrap().into_iter().map(f32::from).collect();
-            assert_eq!(mask, found.values[..6], "the mask goes where the pixels go");
+            assert_eq!(
+                mask,
+                [&found.values[..6], &found.values[18..24]].concat(),
+                "the mask goes with the pixels"
+            );
             found.values
         };
         let mut all: Vec<Vec<f32>> = (0..64).map(run).collect();
@@ -56,25 +93,47 @@ mod tests {
 
     #[test]
     fn nothing_changes_by_default() {
-        let identity: Vec<f32> = (0..18).map(|x| x as f32).collect();
-        assert_eq!(changed(Augment::default()), [identity]);
+        assert_eq!(changed(Augment::default()), [volume().values]);
     }
 
     #[test]
     fn flips_mirror_rows_and_columns_of_every_channel() {
-        let flip = changed(Augment { flip_columns: true, ..Augment::default() });
+        let flip = changed(Augment { flip_columns: 0.5, ..Augment::default() });
         assert_eq!(flip.len(), 2);
         assert_eq!(flip[1][..6], [2.0, 1.0, 0.0, 5.0, 4.0, 3.0]);
         assert_eq!(flip[1][12..15], [14.0, 13.0, 12.0]);
-        let flip = changed(Augment { flip_rows: true, ..Augment::default() });
+        let flip = changed(Augment { flip_rows: 0.5, ..Augment::default() });
         assert_eq!(flip[1][..6], [3.0, 4.0, 5.0, 0.0, 1.0, 2.0]);
+        let flip = changed(Augment { flip_slices: 0.5, ..Augment::default() });
+        let values = volume().values;
+        assert_eq!(flip, [values.clone(), [&values[18..], &values[..18]].concat()]);
+        // Three flips, drawn apart: all eight combinations come up.
+        let flips = Augment { flip_columns: 0.5, flip_rows: 0.5, flip_slices: 0.5, ..Augment::default() };
+        assert_eq!(changed(flips).len(), 8);
     }
 
     #[test]
     fn shifts_reach_every_offset_and_repeat_the_edge() {
-        let shifted = changed(Augment { shift: 1, ..Augment::default() });
+        let shift = Change { p: 1.0, range: [-1.0, 1.0] };
+        let shifted = changed(Augment { shift, ..Augment::default() });
         assert_eq!(shifted.len(), 9);
         let right: [f32; 6] = [0.0, 0.0, 1.0, 3.0, 3.0, 4.0];
         assert!(shifted.iter().any(|s| s[..6] == right));
+    }
+
+    #[test]
+    fn all_slices_and_channels_are_turned_alike() {
+        // Every plane is the same, so every plane must come out the same.
+        let plane = [1.0, 5.0, 2.0, 8.0, 3.0, 9.0];
+        let slices = Slices {
+            count: 3,
+            size: [2, 3],
+            values: plane.repeat(9),
+            mask: Some([0, 1, 0, 1, 0, 1].repeat(3)),
+        };
+        let drawn = Drawn { rotate: Some(20.0), zoom: Some(0.9), ..Drawn::default() };
+        let found = change(&slices, &drawn, &scale());
+        assert!(found.values.chunks_exact(6).all(|p| *p == found.values[..6]) && found.values[..6] != plane);
+        assert!(found.mask.unwrap().iter().all(|&x| x <= 1), "a mask stays 0 and 1");
     }
 }
