@@ -106,6 +106,9 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
     table.keep_masks(|_| false);
     let settings = settings(options, &backbone, &table)?;
     std::fs::create_dir_all(&options.out).map_err(Error::io(&options.out))?;
+    if let Some(warning) = task.laterality_warning() {
+        tracing::warn!("{warning}");
+    }
 
     let resumed = resume(options, &settings)?;
     let settings = resumed.as_ref().map_or(settings, |c| c.state.settings.clone());

@@ -212,6 +212,19 @@ impl Task {
         self.train.validate()
     }
 
+    /// A sentence where a label names a side of the body while a flip exchanges the sides.
+    pub fn laterality_warning(&self) -> Option<String> {
+        let side = |label: &&String| {
+            let words = label.split(|c: char| !c.is_alphanumeric()).map(str::to_lowercase);
+            words.into_iter().any(|word| word == "left" || word == "right")
+        };
+        let label = self.labels.iter().find(side)?;
+        let flip = self.train.augment.exchanges_sides(self.recipe.plane)?;
+        Some(format!(
+            "train.augment.{flip} exchanges left and right, which the label `{label}` tells apart; switch it off"
+        ))
+    }
+
     /// How logits become probabilities.
     pub fn activation(&self) -> Activation {
         self.activation.unwrap_or_else(|| self.default_activation())
@@ -322,6 +335,25 @@ mod tests {
             |labels: &[&str]| Task { labels: labels.iter().map(|&l| l.into()).collect(), ..task.clone() };
         for bad in [&[][..], &["a", "a"], &["id"], &["logit:a"], &[""]] {
             assert!(labels(bad).validate(14).unwrap_err().starts_with("labels"), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_flip_that_exchanges_sides_is_told_where_a_label_names_one() {
+        let warning = |label: &str, plane: &str, augment: &str| {
+            let text = LEAST.replace("['lesion']", &format!("['{label}']")).replace("axial", plane);
+            let task: Task = toml::from_str(&format!("{text}train = {{ augment = {augment} }}")).unwrap();
+            task.laterality_warning()
+        };
+        let (paper, columns) = ("{ preset = 'paper' }", "{ flip_columns = true }");
+        assert!(warning("Left kidney", "axial", columns).unwrap().contains("`Left kidney`"));
+        assert!(warning("kidney_right", "sagittal", paper).unwrap().contains("flip_slices exchanges"));
+        for (label, plane, augment) in [
+            ("bright", "axial", paper),
+            ("left", "sagittal", columns),
+            ("left", "axial", "{ flip_rows = true }"),
+        ] {
+            assert_eq!(warning(label, plane, augment), None, "{label} {plane}");
         }
     }
 

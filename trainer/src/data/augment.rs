@@ -73,10 +73,10 @@ mod tests {
         Slices { count: 2, size: [2, 3], values, mask: Some((0..6).chain(18..24).collect()) }
     }
 
-    fn changed(settings: Augment) -> Vec<Vec<f32>> {
+    fn changed(settings: &Augment) -> Vec<Vec<f32>> {
         let run = |n| {
             let rng = &mut generator(1, Purpose::Augment, 0, n);
-            let found = augment(&volume(), &settings, &scale(), rng);
+            let found = augment(&volume(), settings, &scale(), rng);
             let mask: Vec<f32> = found.mask.unwrap().into_iter().map(f32::from).collect();
             assert_eq!(
                 mask,
@@ -93,29 +93,29 @@ mod tests {
 
     #[test]
     fn nothing_changes_by_default() {
-        assert_eq!(changed(Augment::default()), [volume().values]);
+        assert_eq!(changed(&Augment::default()), [volume().values]);
     }
 
     #[test]
     fn flips_mirror_rows_and_columns_of_every_channel() {
-        let flip = changed(Augment { flip_columns: 0.5, ..Augment::default() });
+        let flip = changed(&Augment { flip_columns: 0.5, ..Augment::default() });
         assert_eq!(flip.len(), 2);
         assert_eq!(flip[1][..6], [2.0, 1.0, 0.0, 5.0, 4.0, 3.0]);
         assert_eq!(flip[1][12..15], [14.0, 13.0, 12.0]);
-        let flip = changed(Augment { flip_rows: 0.5, ..Augment::default() });
+        let flip = changed(&Augment { flip_rows: 0.5, ..Augment::default() });
         assert_eq!(flip[1][..6], [3.0, 4.0, 5.0, 0.0, 1.0, 2.0]);
-        let flip = changed(Augment { flip_slices: 0.5, ..Augment::default() });
+        let flip = changed(&Augment { flip_slices: 0.5, ..Augment::default() });
         let values = volume().values;
         assert_eq!(flip, [values.clone(), [&values[18..], &values[..18]].concat()]);
         // Three flips, drawn apart: all eight combinations come up.
         let flips = Augment { flip_columns: 0.5, flip_rows: 0.5, flip_slices: 0.5, ..Augment::default() };
-        assert_eq!(changed(flips).len(), 8);
+        assert_eq!(changed(&flips).len(), 8);
     }
 
     #[test]
     fn shifts_reach_every_offset_and_repeat_the_edge() {
         let shift = Change { p: 1.0, range: [-1.0, 1.0] };
-        let shifted = changed(Augment { shift, ..Augment::default() });
+        let shifted = changed(&Augment { shift, ..Augment::default() });
         assert_eq!(shifted.len(), 9);
         let right: [f32; 6] = [0.0, 0.0, 1.0, 3.0, 3.0, 4.0];
         assert!(shifted.iter().any(|s| s[..6] == right));

@@ -94,6 +94,7 @@ fn weights(targets: &[&[Option<bool>]], loss: Loss) -> Vec<f64> {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "the numbers are exact by construction")]
 mod tests {
     use super::*;
     use crate::data::Split;
@@ -121,7 +122,9 @@ mod tests {
         for epoch in 0..400 {
             let order = order(samples, &indices, loss, Sampling::Balanced, 3, epoch);
             assert_eq!(order.len(), samples.len(), "an epoch keeps its length");
-            order.iter().for_each(|place| counts[place.index] += 1.0);
+            for place in order {
+                counts[place.index] += 1.0;
+            }
         }
         let all = counts.iter().sum();
         (counts, all)
@@ -143,7 +146,10 @@ mod tests {
         // First label: 1 of 4 is positive; second: 2 of 2 known, so that its class weighs 1/2.
         let two: [&[Option<bool>]; 4] = [&[T, None], &[F, T], &[F, T], &[F, None]];
         let third = 2.0 / 3.0;
-        assert_eq!(weights(&two, Loss::Bce), [2.0, (third + 0.5) / 2.0, (third + 0.5) / 2.0, third]);
+        assert_eq!(
+            weights(&two, Loss::Bce),
+            [2.0, f64::midpoint(third, 0.5), f64::midpoint(third, 0.5), third]
+        );
         let exclusive: [&[Option<bool>]; 4] = [&[T, F], &[F, T], &[F, T], &[F, None]];
         assert_eq!(weights(&exclusive, Loss::Ce), [1.0, 0.5, 0.5, 0.0]);
     }

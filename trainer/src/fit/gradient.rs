@@ -144,7 +144,7 @@ fn long(network: &Network, item: &Item, plan: Plan, share: f64) -> Result<(f64, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fit::tests::{slices, tiny_network};
+    use crate::fit::tests::{slices, tiny_network, tiny_network_of};
 
     fn found(items: &[Item], chunk: usize, threads: usize) -> Option<(f64, Tensor)> {
         let network = tiny_network(5);
@@ -266,6 +266,35 @@ mod tests {
             close(&found, &mean);
         }
         assert!(found(&items[1..2], 5, 1).is_none());
+    }
+
+    #[test]
+    fn an_unknown_label_gives_no_gradient() {
+        let network = tiny_network_of(2, 5);
+        let item = Item { slices: slices(4, 4).into(), targets: vec![Some(true), None] };
+        let workers = Workers::new(&network, 1, 8).unwrap();
+        let plan = Plan { smoothing: 0.0, ..plan(4) };
+        let (loss, found) =
+            gradients(&workers, &network.parameters, vec![item.clone()], plan).unwrap().unwrap();
+        // The focal loss of the known label's logit alone, by libtorch.
+        let input = item.slices.tensor(0, 4, Device::Cpu).unwrap();
+        let p = network.pool(&network.embed(&input).unwrap()).unwrap().logits.get(0).sigmoid();
+        let miss: Tensor = 1.0 - &p;
+        let expected: Tensor = p.log() * miss.square() * -0.25;
+        assert!((loss - expected.double_value(&[])).abs() < 1e-6);
+        let leaves: Vec<&Tensor> = network.parameters.named.iter().map(|(_, tensor)| tensor).collect();
+        let expected = Tensor::run_backward(&[&expected], &leaves, false, false);
+        let lengths: Vec<i64> = leaves.iter().map(|leaf| leaf.numel() as i64).collect();
+        let found = found.split_with_sizes(&lengths, 0);
+        for (((name, _), found), expected) in network.parameters.named.iter().zip(&found).zip(&expected) {
+            let off = norm(&(found - expected.flatten(0, -1)));
+            assert!(off <= 1e-5 * norm(expected), "{name}: {off} of {}", norm(expected));
+        }
+        let head = |name: &str| {
+            let at = network.parameters.named.iter().position(|(n, _)| n == name).unwrap();
+            norm(&found[at].view([2, -1]).get(1))
+        };
+        assert!(head("head.weight") == 0.0 && head("head.bias") == 0.0);
     }
 
     #[test]

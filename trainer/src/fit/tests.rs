@@ -20,10 +20,15 @@ fn backbone_path() -> PathBuf {
 
 /// A network for slices of 28 by 42 pixels, of which all parameters, B too, are random.
 pub(crate) fn tiny_network(seed: u64) -> Network {
+    tiny_network_of(1, seed)
+}
+
+/// The same with several labels.
+pub(crate) fn tiny_network_of(labels: usize, seed: u64) -> Network {
     let backbone = Backbone::open(&backbone_path()).unwrap();
     let lora = Lora { rank: 3, alpha: 6.0, attention: AttentionLora::Fused };
     let spec = firmware_config::LoraSpec { rank: lora.rank, alpha: lora.alpha, attention: lora.attention };
-    let parameters = Parameters::init(&backbone.arch, &spec, 1, seed, Device::Cpu).unwrap();
+    let parameters = Parameters::init(&backbone.arch, &spec, labels, seed, Device::Cpu).unwrap();
     let _guard = tch::no_grad_guard();
     for (index, (name, tensor)) in parameters.named.iter().enumerate() {
         if name.strip_suffix(".B").is_some() {

@@ -1,3 +1,4 @@
+use firmware_config::Plane;
 use serde::{Deserialize, Serialize};
 
 /// A random change of a volume: how often, and how strong.
@@ -183,6 +184,17 @@ impl Augment {
             && self.changes().iter().all(|(_, change, _)| change.p == 0.0)
     }
 
+    /// The flip by which left and right are exchanged in slices of a plane, if it is on.
+    pub(super) fn exchanges_sides(&self, plane: Plane) -> Option<&'static str> {
+        let [columns, slices] = [self.flip_columns > 0.0, self.flip_slices > 0.0];
+        match plane {
+            Plane::Axial | Plane::Coronal => columns.then_some("flip_columns"),
+            // Which plane a scan was acquired in is known scan by scan only.
+            Plane::Acquisition if columns => Some("flip_columns"),
+            Plane::Sagittal | Plane::Acquisition => slices.then_some("flip_slices"),
+        }
+    }
+
     fn flips(&self) -> [(&'static str, f64); 3] {
         [
             ("flip_columns", self.flip_columns),
@@ -230,6 +242,7 @@ impl Augment {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "the numbers are exact by construction")]
 mod tests {
     use super::*;
 

@@ -74,6 +74,7 @@ impl Point {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "the numbers are exact by construction")]
 mod tests {
     use tch::Tensor;
 

@@ -60,7 +60,9 @@ pub(super) fn recolour(values: &mut [f32], [height, width]: [usize; 2], scale: &
         let blur = drawn.blur.map(|sigma| [width, height].map(|n| Filter::gaussian(n, sigma)));
         let mut sum = 0.0;
         slices(values, c, &mut |plane| {
-            plane.iter_mut().for_each(|x| *x = (*x - low) / range);
+            for x in plane.iter_mut() {
+                *x = (*x - low) / range;
+            }
             if let Some((sigma, rng)) = &mut noise {
                 for x in plane.iter_mut() {
                     let normal: f32 = StandardNormal.sample(rng);
@@ -71,7 +73,9 @@ pub(super) fn recolour(values: &mut [f32], [height, width]: [usize; 2], scale: &
                 plane.copy_from_slice(&columns.down_columns(&rows.along_rows(plane, width), width));
             }
             if let Some(factor) = drawn.brightness {
-                plane.iter_mut().for_each(|x| *x *= factor);
+                for x in plane.iter_mut() {
+                    *x *= factor;
+                }
             }
             sum += plane.iter().map(|&x| f64::from(x)).sum::<f64>();
         });
@@ -84,7 +88,9 @@ pub(super) fn recolour(values: &mut [f32], [height, width]: [usize; 2], scale: &
         });
         slices(values, c, &mut |plane| {
             if let Some(factor) = drawn.contrast {
-                plane.iter_mut().for_each(|x| *x = (*x - mean) * factor + mean);
+                for x in plane.iter_mut() {
+                    *x = (*x - mean) * factor + mean;
+                }
             }
             if let Some((columns, shrink, wider, higher)) = &smaller {
                 let small = shrink.1.down_columns(&shrink.0.along_rows(plane, width), *columns);
