@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
-use trainer::data::Table;
-use trainer::evaluate::{EvaluateError, Predictions, evaluate};
+use trainer::crossval;
+use trainer::data::{Table, column};
+use trainer::evaluate::{EvaluateError, Predictions, evaluate, subgroups};
 use trainer::export::{self, export};
 use trainer::fit::{self, fit};
 use trainer::phantom::{self, PhantomError, Suite};
@@ -28,6 +29,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Fit(Fit),
+    Summarize(Summarize),
     Export(Export),
     Predict(Predict),
     Evaluate(Evaluate),
@@ -39,7 +41,8 @@ enum Command {
 ///
 /// Writes into the run folder: settings.json (every setting), metrics.csv (a line an epoch), last.safetensors and
 /// best.safetensors (checkpoints), predictions.csv and summary.json (the best checkpoint on validation and test volumes).
-/// Interrupted, the same command goes on after the last finished epoch and ends with the same bits.
+/// Interrupted, the same command goes on after the last finished epoch and ends with the same bits. With --seeds or --folds
+/// it makes a run folder for each fit under --out, and sums up what is finished in summary.json and predictions.csv there.
 #[derive(Args)]
 struct Fit {
     /// Task file: name, version, labels, recipe, loss, LoRA, training
@@ -60,6 +63,15 @@ struct Fit {
     /// PEFT adapter to start from: a folder with adapter_model.safetensors and adapter_config.json
     #[arg(long, value_name = "DIR")]
     init_from: Option<PathBuf>,
+    /// Fit once with each of these seeds, in the place of train.seed
+    #[arg(long, value_name = "N,N", value_delimiter = ',')]
+    seeds: Vec<u64>,
+    /// Cross-validate: part the train and val rows into K folds, alike in labels, rows of one `patient` together
+    #[arg(long, value_name = "K")]
+    folds: Option<usize>,
+    /// Fit these folds only, from 0, as a job of its own does
+    #[arg(long, value_name = "N,N", value_delimiter = ',', requires = "folds")]
+    fold: Vec<usize>,
     /// Also fit a linear probe on frozen embeddings of the same volumes, to compare with
     #[arg(long)]
     probe: bool,
@@ -68,6 +80,16 @@ struct Fit {
     precision: Precision,
     #[command(flatten)]
     machine: Machine,
+}
+
+/// Sum up the finished fits of `fit --folds` and `fit --seeds`.
+///
+/// Writes summary.json (mean and spread over the runs) and predictions.csv (out of fold, and means over the runs).
+#[derive(Args)]
+struct Summarize {
+    /// Folder that `fit` was given as --out
+    #[arg(long, value_name = "DIR")]
+    runs: PathBuf,
 }
 
 /// Write the task plugin and the merged ONNX graph of a run, and check them against libtorch.
@@ -118,7 +140,7 @@ struct Predict {
     machine: Machine,
 }
 
-/// AUROC with confidence intervals, average precision, calibration and VLM3D's metrics of predictions.
+/// AUROC with confidence intervals, average precision, calibration, operating points and VLM3D's metrics of predictions.
 #[derive(Args)]
 struct Evaluate {
     /// Table written by `predict`
@@ -127,6 +149,12 @@ struct Evaluate {
     /// Rows to evaluate; thresholds come from those with split val
     #[arg(long, default_value = "test")]
     split: String,
+    /// Also part the cases by this column of --data, such as scanner or sex; repeatable
+    #[arg(long, value_name = "COLUMN", requires = "data")]
+    by: Vec<String>,
+    /// Data table with the columns of --by
+    #[arg(long, value_name = "CSV")]
+    data: Option<PathBuf>,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -205,6 +233,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Fit(args) => run_fit(args),
+        Command::Summarize(args) => run_summarize(&args),
         Command::Export(args) => run_export(args),
         Command::Predict(args) => run_predict(&args),
         Command::Evaluate(args) => run_evaluate(&args),
@@ -242,10 +271,12 @@ fn run_fit(args: Fit) -> Result<()> {
     let device = device::open(&args.machine.device)?;
     let mut task = Task::read(&args.task)?;
     task.blocks = args.blocks.or(task.blocks);
-    let summary = fit(&fit::Options {
+    let plan = crossval::Plan { folds: args.folds, only: args.fold, seeds: args.seeds };
+    let options = fit::Options {
         task,
         task_path: args.task,
         data: args.data,
+        split: None,
         backbone: args.backbone,
         out: args.out.clone(),
         init_from: args.init_from,
@@ -255,7 +286,12 @@ fn run_fit(args: Fit) -> Result<()> {
         probe: args.probe,
         stop_after: None,
         progress: true,
-    })?;
+    };
+    if plan != crossval::Plan::default() {
+        let made = crossval::run(&options, &plan)?;
+        return print(&format!("{made}\nrun folders: {}\n", args.out.display()));
+    }
+    let summary = fit(&options)?;
     let Some(summary) = summary else { return Ok(()) };
     let mut text = format!(
         "best epoch {}; AUROC {} on validation, {} on test volumes\n",
@@ -274,6 +310,12 @@ fn run_fit(args: Fit) -> Result<()> {
     }
     text += &format!("run folder: {}\n", args.out.display());
     print(&text)
+}
+
+fn run_summarize(args: &Summarize) -> Result<()> {
+    let made = crossval::overview(&args.runs)?;
+    made.write(&args.runs)?;
+    print(&made.overview.to_string())
 }
 
 fn run_export(args: Export) -> Result<()> {
@@ -311,7 +353,7 @@ fn run_predict(args: &Predict) -> Result<()> {
     let network = run.network(&backbone, device)?;
     drop(backbone);
     let rows = predict::predict(&network, &table, task, threads(args.machine.threads), true)?;
-    let csv = predict::csv(&table, task, &rows)?;
+    let csv = predict::csv(&table, task, &rows, run.temperature()?)?;
     match &args.out {
         Some(path) => runtime::files::write_atomically(path, &csv)
             .map_err(|source| Error::Io { path: path.clone(), source }.into()),
@@ -320,8 +362,24 @@ fn run_predict(args: &Predict) -> Result<()> {
 }
 
 fn run_evaluate(args: &Evaluate) -> Result<()> {
-    let found = evaluate(&Predictions::read(&args.predictions)?, &args.split)?;
-    print(&if args.json { serde_json::to_string_pretty(&found)? + "\n" } else { format!("{found}\n") })
+    let predictions = Predictions::read(&args.predictions)?;
+    let found = evaluate(&predictions, &args.split)?;
+    let mut groups = Vec::new();
+    for (by, data) in args.by.iter().flat_map(|by| args.data.iter().map(move |data| (by, data))) {
+        let values = column(data, by)?.ok_or_else(|| Error::Table {
+            path: data.clone(),
+            problem: format!("it has no column `{by}`, which --by names"),
+        })?;
+        groups.push(subgroups(&predictions, &args.split, by, &values)?);
+    }
+    if args.json {
+        let mut json = serde_json::to_value(&found)?;
+        if !groups.is_empty() {
+            json["subgroups"] = serde_json::to_value(&groups)?;
+        }
+        return print(&(serde_json::to_string_pretty(&json)? + "\n"));
+    }
+    print(&groups.iter().fold(format!("{found}\n"), |text, group| text + &group.to_string()))
 }
 
 fn run_report(args: &Report) -> Result<()> {

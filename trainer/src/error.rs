@@ -88,6 +88,14 @@ pub enum Error {
         /// The last epoch whose checkpoint stands; 0 means that there is none.
         kept: usize,
     },
+    /// A flag's value does not go with the rest.
+    #[error("{flag} cannot be used: {problem}")]
+    Flag {
+        /// Its name.
+        flag: &'static str,
+        /// What was found and what is expected.
+        problem: String,
+    },
     /// The exported graph does not reproduce libtorch.
     #[error(
         "the exported graph differs from libtorch by {found:.2e} in {what}, at most {limit:.0e} is allowed; nothing was written"
@@ -137,7 +145,8 @@ impl Error {
             | Self::Backbone { .. }
             | Self::Run { .. }
             | Self::Adapter { .. }
-            | Self::Device { .. } => true,
+            | Self::Device { .. }
+            | Self::Flag { .. } => true,
             Self::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
             Self::Scan { source, .. } => source.is_bad_input(),
             Self::Runtime(error) => error.is_bad_input(),

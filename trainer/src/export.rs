@@ -23,7 +23,7 @@ use crate::Error;
 use crate::data::Table;
 use crate::evaluate::Predictions;
 use crate::fit::write_json;
-use crate::metrics::youden;
+use crate::metrics::choose;
 use crate::peft;
 use crate::run::{Run, file};
 
@@ -83,7 +83,7 @@ pub fn export(options: &Options) -> Result<Exported, Error> {
         task: firmware_config::Task { name: task.name.clone(), version: task.version.clone() },
         labels: labels(&run)?,
         activation: task.activation(),
-        temperature: 1.0,
+        temperature: run.temperature()?,
         backbone: BackboneRef {
             name: settings.backbone.name.clone(),
             sha256: settings.backbone.sha256.clone(),
@@ -165,18 +165,18 @@ fn write(plugin: &Plugin, graph: &[u8], parity: Parity, options: &Options) -> Re
     Ok(exported)
 }
 
-/// The labels with their operating points: Youden's on the validation volumes, where they have both classes.
+/// The labels with their operating points, chosen by the task's rule on the validation volumes, where they have both classes.
 fn labels(run: &Run) -> Result<Vec<Label>, Error> {
-    let names = &run.settings().task.labels;
+    let (names, rule) = (&run.settings().task.labels, run.settings().task.threshold);
     let Some(predictions) = predictions(run)? else {
         tracing::warn!("the fit in {} has not finished, so no threshold is chosen", run.folder.display());
         return Ok(names.iter().map(|name| Label { name: name.clone(), threshold: None }).collect());
     };
     let label = |(index, name): (usize, &String)| {
         let (probabilities, truth) = predictions.of(index, "val");
-        let threshold = youden(&probabilities, &truth).map(|point| Threshold {
+        let threshold = choose(rule, &probabilities, &truth).map(|point| Threshold {
             probability: short(point.threshold),
-            rule: "youden on validation".into(),
+            rule: format!("{rule} on validation"),
         });
         Label { name: name.clone(), threshold }
     };

@@ -40,6 +40,8 @@ pub struct Options {
     pub task_path: PathBuf,
     /// `data.csv`.
     pub data: PathBuf,
+    /// File with `id` and `split` that takes the place of the table's own split.
+    pub split: Option<PathBuf>,
     /// Backbone file.
     pub backbone: PathBuf,
     /// Run folder.
@@ -103,6 +105,9 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
     task.validate(backbone.arch.patch)
         .map_err(|problem| Error::Task { path: options.task_path.clone(), problem })?;
     let mut table = Table::read(&options.data, &task.labels, task.loss, false)?;
+    if let Some(split) = &options.split {
+        table.resplit(split)?;
+    }
     table.keep_masks(|_| false);
     let settings = settings(options, &backbone, &table)?;
     std::fs::create_dir_all(&options.out).map_err(Error::io(&options.out))?;
@@ -168,7 +173,10 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
         fit.epoch_and_checkpoint(&mut state, &options.out)?;
         done += 1;
     }
-    report::finish(&fit, &state, options).map(Some)
+    match report::kept(&state, options) {
+        Some(summary) if done == 0 => Ok(Some(summary)),
+        _ => report::finish(&fit, &state, options).map(Some),
+    }
 }
 
 fn settings(
@@ -190,6 +198,8 @@ fn settings(
         data: DataFile {
             path: absolute(&options.data)?,
             sha256: table.sha256.clone(),
+            split: options.split.as_ref().map(absolute).transpose()?,
+            split_sha256: options.split.as_deref().map(sha256).transpose()?,
             train: count(Split::Train),
             val: count(Split::Val),
             test: count(Split::Test),
@@ -208,6 +218,10 @@ fn settings(
         return Err(Error::Table { path: options.data.clone(), problem });
     }
     Ok(settings)
+}
+
+fn sha256(path: &std::path::Path) -> Result<String, Error> {
+    Ok(runtime::tensor::sha256(&std::fs::read(path).map_err(Error::io(path))?))
 }
 
 /// The last checkpoint in the run folder, if there is one and it belongs to the same fit.

@@ -5,16 +5,20 @@
 //! is not a number) is `None`, never a made-up value; the one exception is [`Vlm3d`], which follows that
 //! benchmark's own conventions.
 
+mod bootstrap;
 mod calibration;
 mod curve;
 mod operating;
 mod rank;
+mod temperature;
 mod vlm3d;
 
+pub use bootstrap::{Bootstrap, Known, REPLICATES, bootstrap};
 pub use calibration::{Bin, brier, expected_calibration_error, reliability};
 pub use curve::{PrPoint, RocPoint, average_precision, precision_recall, roc};
-pub use operating::{Confusion, Youden, youden};
+pub use operating::{Chosen, Confusion, Rule, choose, sensitivity_at, wilson};
 pub use rank::{Auroc, Interval, auroc, auroc_with_ci};
+pub use temperature::temperature;
 pub use vlm3d::{Vlm3d, vlm3d};
 
 /// Mean over the labels for which a measure is defined; `None` where it is defined for none.

@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use crate::Error;
 use crate::data::{Slices, Table};
 use crate::fit::bar;
-use crate::metrics::{auroc, macro_mean};
+use crate::metrics::{self, auroc, macro_mean};
 use crate::model::{Network, Parameters};
 use crate::task::Task;
 use crate::workers::Workers;
@@ -54,8 +54,15 @@ pub(crate) fn rows(
     Ok(indices.iter().zip(logits).map(|(&index, logits)| Row { index, logits }).collect())
 }
 
-/// CSV with `id`, `split`, the labels (0, 1 or empty), `logit:LABEL` and `prob:LABEL`.
-pub fn csv(table: &Table, task: &Task, rows: &[Row]) -> Result<Vec<u8>, Error> {
+/// The temperature that calibrates `rows` best; 1 where none can be told.
+pub fn temperature(table: &Table, task: &Task, rows: &[&Row]) -> f64 {
+    let volumes: Vec<(&[f32], &[Option<bool>])> =
+        rows.iter().map(|r| (r.logits.as_slice(), table.samples[r.index].targets.as_slice())).collect();
+    metrics::temperature(&volumes, task.activation()).unwrap_or(1.0)
+}
+
+/// CSV with `id`, `split`, the labels (0, 1 or empty), `logit:LABEL` and `prob:LABEL`, which is after `temperature`.
+pub fn csv(table: &Table, task: &Task, rows: &[Row], temperature: f64) -> Result<Vec<u8>, Error> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let failed = |e: csv::Error| Error::io("predictions")(std::io::Error::other(e));
     let labels = || task.labels.iter();
@@ -68,7 +75,7 @@ pub fn csv(table: &Table, task: &Task, rows: &[Row]) -> Result<Vec<u8>, Error> {
     for row in rows {
         let sample = &table.samples[row.index];
         let targets = sample.targets.iter().map(|t| t.map_or(String::new(), |t| u8::from(t).to_string()));
-        let probabilities = task.activation().probabilities(&row.logits, 1.0);
+        let probabilities = task.activation().probabilities(&row.logits, temperature);
         let record = [sample.id.clone(), sample.split.name().into()]
             .into_iter()
             .chain(targets)

@@ -17,6 +17,10 @@ pub enum Purpose {
     Augment = 3,
     /// Golden cases; `sample` is the case.
     Golden = 4,
+    /// Which fold of a cross-validation a row belongs to.
+    Folds = 16,
+    /// A resample of the cases; `sample` is its number.
+    Bootstrap = 17,
 }
 
 /// The generator of one purpose in one epoch for one sample.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use crate::Error;
-use crate::fit::Checkpoint;
+use crate::fit::{Checkpoint, Summary};
 use crate::model::{Encoder, Network, Parameters};
 use crate::precision::Precision;
 use crate::task::Task;
@@ -79,6 +79,12 @@ pub struct DataFile {
     pub path: PathBuf,
     /// SHA-256 of the table.
     pub sha256: String,
+    /// The file with the split that was used in the place of the table's own, as in a cross-validation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<PathBuf>,
+    /// SHA-256 of that file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split_sha256: Option<String>,
     /// Volumes to train on.
     pub train: usize,
     /// Volumes to choose the checkpoint by.
@@ -94,6 +100,7 @@ impl Settings {
             ("task", self.task != other.task),
             ("backbone", self.backbone.sha256 != other.backbone.sha256),
             ("data table", self.data.sha256 != other.data.sha256),
+            ("split", self.data.split_sha256 != other.data.split_sha256),
             ("device", self.device != other.device),
             ("adapter to start from", self.init_from_sha256 != other.init_from_sha256),
             ("precision", self.precision != other.precision),
@@ -138,6 +145,18 @@ impl Run {
             return Err(Error::Backbone { path: path.into(), problem });
         }
         Ok(backbone)
+    }
+
+    /// What the best checkpoint's logits are divided by before the activation; 1 where the fit has not finished.
+    pub fn temperature(&self) -> Result<f64, Error> {
+        let path = self.folder.join(file::SUMMARY);
+        if !path.exists() {
+            return Ok(1.0);
+        }
+        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+        let summary: Summary =
+            serde_json::from_slice(&bytes).map_err(|e| Error::Run { path, problem: e.to_string() })?;
+        Ok(summary.temperature)
     }
 
     /// The network of the best checkpoint.

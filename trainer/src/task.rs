@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::data::Sampling;
 use crate::loss::Loss;
+use crate::metrics::Rule;
 
 /// A classification task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,6 +49,10 @@ pub struct Task {
     /// Default: `{ kind = "focal", gamma = 2, alpha = 0.25 }`; also `{ kind = "bce" }`, `{ kind = "ce" }`.
     #[serde(default)]
     pub loss: Loss,
+    /// How a label's threshold is chosen on the validation volumes. Default: `{ kind = "youden" }`; also `{ kind = "sensitivity",
+    /// at_least = 0.95 }` and the same of `specificity`.
+    #[serde(default)]
+    pub threshold: Rule,
     /// Where the factors sit.
     #[serde(default)]
     pub lora: Lora,
@@ -196,6 +201,11 @@ impl Task {
         {
             return wrong("loss", &format!("gamma {gamma}, alpha {alpha}"), "gamma >= 0 and alpha in 0..1");
         }
+        if let Rule::Sensitivity { at_least } | Rule::Specificity { at_least } = self.threshold
+            && !(at_least > 0.0 && at_least <= 1.0)
+        {
+            return wrong("threshold.at_least", &at_least, "a share above 0 and at most 1");
+        }
         if self.activation.is_some_and(|a| a != self.default_activation()) {
             return wrong(
                 "activation",
@@ -325,6 +335,7 @@ mod tests {
             ("activation = 'softmax'", "activation"),
             ("loss = { kind = 'focal', alpha = 2 }", "alpha 2"),
             ("blocks = 0", "blocks is 0"),
+            ("threshold = { kind = 'specificity', at_least = 90 }", "threshold.at_least is 90"),
         ] {
             let error = task(more).unwrap_err();
             assert!(error.contains(told), "{more}: {error}");

@@ -152,6 +152,27 @@ impl Table {
         }
     }
 
+    /// Puts the column `split` of the CSV file `path` in the place of the table's own, by `id`.
+    pub fn resplit(&mut self, path: &Path) -> Result<(), Error> {
+        let wrong = |problem: String| Error::Table { path: path.into(), problem };
+        let splits = super::column(path, "split")?.ok_or_else(|| wrong("it has no column `split`".into()))?;
+        for sample in &mut self.samples {
+            sample.split = match splits.get(&sample.id).map(String::as_str) {
+                Some("train") => Split::Train,
+                Some("val") => Split::Val,
+                Some("test") => Split::Test,
+                found => {
+                    let found = found.unwrap_or("missing");
+                    return Err(wrong(format!(
+                        "its split of `{}` is {found}, expected train, val or test",
+                        sample.id
+                    )));
+                }
+            };
+        }
+        leak::check(path, &self.samples)
+    }
+
     /// Indices of the rows of a split, in the table's order.
     pub fn split(&self, split: Split) -> Vec<usize> {
         (0..self.samples.len()).filter(|&i| self.samples[i].split == split).collect()

@@ -27,11 +27,18 @@ pub struct Summary {
     pub labels: BTreeMap<String, LabelSummary>,
     /// Test AUROC of a linear probe on frozen, mean-pooled embeddings of the same volumes, where one was fitted.
     pub probe_auroc: Option<f64>,
+    /// What logits are divided by before the activation; fitted on the validation volumes, 1 where that is not possible.
+    #[serde(default = "one")]
+    pub temperature: f64,
     /// Time of all epochs together.
     pub seconds: f64,
     /// Most memory that tensors have held on the GPU at one time, in MB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_gpu_mb: Option<f64>,
+}
+
+fn one() -> f64 {
+    1.0
 }
 
 /// Figures of one label.
@@ -45,6 +52,14 @@ pub struct LabelSummary {
     pub test_auroc: Option<Auroc>,
 }
 
+/// What a finished fit has left, if all that is asked for is there.
+pub(super) fn kept(state: &State, options: &Options) -> Option<Summary> {
+    let summary = std::fs::read(options.out.join(file::SUMMARY)).ok()?;
+    let summary: Summary = serde_json::from_slice(&summary).ok()?;
+    let whole = options.out.join(file::PREDICTIONS).exists() && summary.best_epoch == state.best;
+    (whole && (summary.probe_auroc.is_some() || !options.probe)).then_some(summary)
+}
+
 /// Predicts with the best checkpoint, fits the probe where asked for, and writes predictions and summary.
 pub(super) fn finish(fit: &Fit<'_>, state: &State, options: &Options) -> Result<Summary, Error> {
     let run = Run::open(&options.out)?;
@@ -54,8 +69,11 @@ pub(super) fn finish(fit: &Fit<'_>, state: &State, options: &Options) -> Result<
     let progress = bar(fit.progress, volumes, "predictions");
     let rows = fit.predict(&fit.network.parameters, &[Split::Val, Split::Test], &progress)?;
     progress.finish_and_clear();
+    let of = |split| -> Vec<&Row> { rows.iter().filter(|r| table.samples[r.index].split == split).collect() };
+    let (val, test) = (of(Split::Val), of(Split::Test));
+    let temperature = predict::temperature(table, task, &val);
     let path = options.out.join(file::PREDICTIONS);
-    let csv = predict::csv(table, task, &rows)?;
+    let csv = predict::csv(table, task, &rows, temperature)?;
     runtime::files::write_atomically(&path, &csv).map_err(Error::io(&path))?;
 
     let probe_auroc = if options.probe {
@@ -66,8 +84,6 @@ pub(super) fn finish(fit: &Fit<'_>, state: &State, options: &Options) -> Result<
     } else {
         None
     };
-    let of = |split| -> Vec<&Row> { rows.iter().filter(|r| table.samples[r.index].split == split).collect() };
-    let (val, test) = (of(Split::Val), of(Split::Test));
     let labels = task.labels.iter().enumerate().map(|(l, label)| {
         let auroc = |rows: &[&Row]| {
             let (scores, truth) = predict::known(table, task, rows.iter().copied(), l);
@@ -89,6 +105,7 @@ pub(super) fn finish(fit: &Fit<'_>, state: &State, options: &Options) -> Result<
         test_auroc: predict::macro_auroc(table, task, &test.iter().copied()),
         labels: labels.collect(),
         probe_auroc,
+        temperature,
         seconds: state.history.iter().map(|e| e.seconds).sum(),
         peak_gpu_mb: peak_bytes(options.device).map(|bytes| bytes as f64 / 1e6),
     };

@@ -50,13 +50,13 @@ pub(crate) fn slices(count: usize, seed: u64) -> Slices {
 }
 
 /// Twenty small volumes, half of them with a bright block in one slice, and a task for them.
-struct Bench {
+pub(crate) struct Bench {
     folder: TempDir,
     task: Task,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut csv = String::from("id,split,image,bright\n");
         for i in 0..20 {
@@ -88,16 +88,17 @@ impl Bench {
         Self { folder, task }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn options(&self, out: &str) -> Options {
+    pub(crate) fn options(&self, out: &str) -> Options {
         Options {
             init_from: None,
             task: self.task.clone(),
             task_path: "task.toml".into(),
             data: self.path("data.csv"),
+            split: None,
             backbone: backbone_path(),
             out: self.path(out),
             device: Device::Cpu,

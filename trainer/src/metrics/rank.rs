@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{class_sizes, tie};
 
 /// Standard normal quantile of a two-sided 95 % interval.
-const Z: f64 = 1.959_963_984_540_054;
+pub(super) const Z: f64 = 1.959_963_984_540_054;
 
 /// Area under the ROC curve: the chance that a random positive scores above a random negative, ties
 /// counting one half (the Mann–Whitney statistic, from mid-ranks).
