@@ -14,7 +14,7 @@ use trainer::precision::Precision;
 use trainer::predict;
 use trainer::run::Run;
 use trainer::task::Task;
-use trainer::{Error, device};
+use trainer::{Error, device, report};
 
 /// Fits task plugins for 3D medical image classification on a frozen 2D vision backbone, and exports them.
 ///
@@ -30,6 +30,7 @@ struct Cli {
 enum Command {
     Fit(Fit),
     Summarize(Summarize),
+    Config(Config),
     Export(Export),
     Predict(Predict),
     Evaluate(Evaluate),
@@ -80,6 +81,17 @@ struct Fit {
     precision: Precision,
     #[command(flatten)]
     machine: Machine,
+}
+
+/// Print a task file with every default written out.
+///
+/// What is printed is a task file of the same meaning; keys that have no value unless they are set (blocks, accepts, train.clip,
+/// train.ema, train.patience) stay away.
+#[derive(Args)]
+struct Config {
+    /// Task file
+    #[arg(long, value_name = "TOML")]
+    task: PathBuf,
 }
 
 /// Sum up the finished fits of `fit --folds` and `fit --seeds`.
@@ -160,7 +172,8 @@ struct Evaluate {
     json: bool,
 }
 
-/// Write a run's report: training curves, ROC, calibration, figures and pictures in one HTML file that needs nothing else.
+/// Write a run's report: training curves, ROC, precision and recall, calibration, operating points and
+/// the most wrong cases in one HTML file that needs nothing else.
 #[derive(Args)]
 struct Report {
     /// Run folder of `fit`
@@ -169,9 +182,19 @@ struct Report {
     /// File to write
     #[arg(long, value_name = "HTML")]
     out: PathBuf,
+    /// Show so many of the test volumes of the greatest loss, with their heat maps; 0 needs neither backbone nor scans
+    #[arg(long, value_name = "N", default_value_t = 6)]
+    wrong: usize,
     /// Picture to show, as `scanside infer --picture` writes it; repeatable
     #[arg(long, value_name = "PNG")]
     picture: Vec<PathBuf>,
+    #[command(flatten)]
+    moved: Moved,
+    /// Data table [default: where the run was fitted]
+    #[arg(long, value_name = "CSV")]
+    data: Option<PathBuf>,
+    #[command(flatten)]
+    machine: Machine,
 }
 
 /// Make labelled volumes with planted findings from real anatomy.
@@ -234,10 +257,11 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Fit(args) => run_fit(args),
         Command::Summarize(args) => run_summarize(&args),
+        Command::Config(args) => print(&Task::read(&args.task)?.resolved(&args.task)?),
         Command::Export(args) => run_export(args),
         Command::Predict(args) => run_predict(&args),
         Command::Evaluate(args) => run_evaluate(&args),
-        Command::Report(args) => run_report(&args),
+        Command::Report(args) => run_report(args),
         Command::Phantom(args) => run_phantom(&args),
     }
 }
@@ -382,8 +406,16 @@ fn run_evaluate(args: &Evaluate) -> Result<()> {
     print(&groups.iter().fold(format!("{found}\n"), |text, group| text + &group.to_string()))
 }
 
-fn run_report(args: &Report) -> Result<()> {
-    let report = trainer::report::gather(&args.run, &args.picture)?;
+fn run_report(args: Report) -> Result<()> {
+    let report = report::gather(&report::Options {
+        run: args.run,
+        pictures: args.picture,
+        wrong: args.wrong,
+        backbone: args.moved.backbone,
+        data: args.data,
+        device: device::open(&args.machine.device)?,
+        threads: threads(args.machine.threads),
+    })?;
     report.write(&args.out).map_err(|source| Error::Io { path: args.out.clone(), source })?;
     print(&format!("{}\n", args.out.display()))
 }

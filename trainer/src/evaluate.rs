@@ -149,7 +149,7 @@ pub fn evaluate(predictions: &Predictions, split: &str) -> Result<Evaluation, Ev
         .map(|(index, known)| {
             let validation = (split != "val").then(|| predictions.of(index, "val"));
             let of = (known.scores.as_slice(), known.truth.as_slice());
-            one_label(&predictions.labels[index], of, cases, validation, (&intervals, index))
+            one_label(&predictions.labels[index], of, cases, validation.as_ref(), (&intervals, index))
         })
         .collect();
     if labels.iter().all(|l| l.auroc.is_none()) {
@@ -178,7 +178,7 @@ fn one_label(
     label: &str,
     (p, truth): (&[f64], &[bool]),
     cases: usize,
-    validation: Option<(Vec<f64>, Vec<bool>)>,
+    validation: Option<&(Vec<f64>, Vec<bool>)>,
     (intervals, index): (&Bootstrap, usize),
 ) -> LabelEvaluation {
     let positives = truth.iter().filter(|&&t| t).count();

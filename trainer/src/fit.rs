@@ -9,7 +9,7 @@ mod gradient;
 mod report;
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,7 @@ use crate::predict::{self, Row};
 use crate::random::{Purpose, generator};
 use crate::run::{BackboneFile, DataFile, Settings, file, open_backbone};
 use crate::task::Task;
+use crate::tensorboard::Events;
 use crate::workers::Workers;
 
 /// What to fit, from what, and where to.
@@ -158,8 +159,19 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
     let workers = Workers::new(&network, state.settings.threads, task.train.batch)?;
     let progress = options.progress;
     let scaler = state.scaler;
-    let mut fit =
-        Fit { task, table: &table, cache: &cache, network, average, workers, optimiser, scaler, progress };
+    let events = Events::open(&options.out, state.step, now())?;
+    let mut fit = Fit {
+        task,
+        table: &table,
+        cache: &cache,
+        network,
+        average,
+        workers,
+        optimiser,
+        scaler,
+        events,
+        progress,
+    };
     let mut done = 0;
     while state.history.len() < task.train.epochs {
         let since = state.history.len() - state.best;
@@ -256,7 +268,13 @@ struct Fit<'a> {
     workers: Workers,
     optimiser: AdamW,
     scaler: Option<Scaler>,
+    events: Events,
     progress: bool,
+}
+
+/// Seconds since 1970; a clock before that says 0.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 impl Fit<'_> {
@@ -278,8 +296,9 @@ impl Fit<'_> {
         };
         bar.finish_and_clear();
         tracing::info!("{}", report::line(&epoch, train.epochs));
-        state.history.push(epoch);
         state.step = self.optimiser.steps();
+        report::events(&mut self.events, &epoch, state.step)?;
+        state.history.push(epoch);
         let best = state.best.checked_sub(1).map(|i| &state.history[i]);
         let improved = best.is_none_or(|best| state.history[number - 1].better_than(best));
         if improved {
@@ -297,7 +316,7 @@ impl Fit<'_> {
 
     /// One pass over the training volumes; returns the mean loss of its steps and the last step's schedule factor.
     fn train(&mut self, epoch: usize, kept: usize, bar: &ProgressBar) -> Result<(f64, f64), Error> {
-        let Self { task, table, cache, network, average, workers, optimiser, scaler, .. } = self;
+        let Self { task, table, cache, network, average, workers, optimiser, scaler, events, .. } = self;
         let train = &task.train;
         let samples = table.split(Split::Train);
         let order = order(&table.samples, &samples, task.loss, train.sampling, train.seed, epoch as u64);
@@ -363,6 +382,16 @@ impl Fit<'_> {
                 if let Some(scaler) = scaler.as_mut() {
                     scaler.taken();
                 }
+                events.scalars(
+                    now(),
+                    optimiser.steps(),
+                    &[
+                        ("train/loss", loss),
+                        ("train/gradient_norm", norm),
+                        ("lr/lora", train.lr_lora * factor),
+                        ("lr/head", train.lr_head * factor),
+                    ],
+                )?;
                 sum += loss;
                 steps += 1;
                 bar.set_message(format!("loss {:.4}", sum / steps as f64));

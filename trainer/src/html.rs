@@ -1,18 +1,17 @@
 //! The report of a fit: one HTML file that needs nothing else, no script, no font, no network.
 //!
 //! ```
-//! use trainer::html::{Epoch, Figures, LabelScores, Report};
+//! use trainer::html::{Epoch, LabelScores, Report};
 //! let page = Report {
 //!     title: "Demo lesion".into(),
 //!     about: "Fitted on 120 volumes, tested on 4.".into(),
-//!     epochs: vec![Epoch { epoch: 1, train_loss: 0.69, val_auroc: Some(0.7), best: true }],
+//!     epochs: vec![Epoch { epoch: 1, train_loss: 0.69, val_loss: None, val_auroc: Some(0.7), best: true }],
 //!     labels: vec![LabelScores {
 //!         label: "lesion".into(),
 //!         probabilities: vec![0.1, 0.8, 0.4, 0.9],
 //!         truth: vec![false, true, false, true],
 //!     }],
-//!     figures: Figures::default(),
-//!     pictures: vec![],
+//!     ..Report::default()
 //! }
 //! .render();
 //! assert!(page.contains("research use only"));
@@ -20,6 +19,7 @@
 
 mod base64;
 mod chart;
+mod tables;
 
 use std::fmt::Write as _;
 use std::io;
@@ -30,6 +30,7 @@ use runtime::files::write_atomically;
 use crate::evaluate::BINS;
 use crate::metrics;
 use chart::{Chart, Series, Shape, Tone};
+pub use tables::{Operating, Wrong};
 
 /// What a report shows.
 #[derive(Debug, Clone, Default)]
@@ -44,6 +45,10 @@ pub struct Report {
     pub labels: Vec<LabelScores>,
     /// The table's other figures.
     pub figures: Figures,
+    /// Operating points on the test volumes.
+    pub operating: Vec<Operating>,
+    /// The worst test volumes.
+    pub wrong: Vec<Wrong>,
     /// Pictures, shown in this order.
     pub pictures: Vec<Picture>,
 }
@@ -55,6 +60,8 @@ pub struct Epoch {
     pub epoch: usize,
     /// Mean loss over the training volumes.
     pub train_loss: f64,
+    /// Mean loss over the validation volumes, where there are any.
+    pub val_loss: Option<f64>,
     /// AUROC on the validation volumes, where defined.
     pub val_auroc: Option<f64>,
     /// Whether this epoch's weights were kept.
@@ -115,7 +122,8 @@ p { margin: .25rem 0; max-width: 46rem; } .soft, figcaption, .note { color: var(
 .note { border-left: 3px solid var(--two); padding-left: .75rem; margin-top: .75rem; }
 table { border-collapse: collapse; background: var(--card); border: 1px solid var(--line); border-radius: 6px; }
 td { padding: .4rem .9rem; border-top: 1px solid var(--line); } tr:first-child td { border-top: 0; }
-td + td { text-align: right; font-variant-numeric: tabular-nums; }
+th { padding: .4rem .9rem; text-align: left; font-weight: 600; font-size: .9rem; } th + th { text-align: right; }
+td + td { text-align: right; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto; } .wide td { white-space: nowrap; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(18.5rem, 1fr)); gap: 1rem; }
 .charts svg, figure img { background: var(--card); border: 1px solid var(--line); border-radius: 6px; width: 100%; height: auto; }
 figure { margin: 0 0 1rem; } figure img { display: block; }
@@ -157,6 +165,8 @@ impl Report {
                 page.push_str("</div>\n");
             }
         }
+        tables::operating(&mut page, &self.operating);
+        tables::wrong(&mut page, &self.wrong);
         if !self.pictures.is_empty() {
             page.push_str("<h2>Where it looked</h2>\n");
         }
@@ -212,15 +222,19 @@ impl Report {
         let last = self.epochs.iter().map(|e| e.epoch).max().unwrap_or(1) as f64;
         let x = [1.0_f64.min(last - 1.0), last];
         let loss: Vec<[f64; 2]> = self.epochs.iter().map(|e| [e.epoch as f64, e.train_loss]).collect();
-        let top = loss.iter().map(|p| p[1]).filter(|v| v.is_finite()).fold(1e-6, f64::max);
+        let validation = self.epochs.iter().filter_map(|e| Some([e.epoch as f64, e.val_loss?]));
+        let validation: Vec<[f64; 2]> = validation.collect();
+        let top = loss.iter().chain(&validation).map(|p| p[1]).filter(|v| v.is_finite()).fold(1e-6, f64::max);
         let auroc = |only_best: bool| -> Vec<[f64; 2]> {
             let epochs = self.epochs.iter().filter(|e| e.best || !only_best);
             epochs.filter_map(|e| Some([e.epoch as f64, e.val_auroc?])).collect()
         };
         let mut charts = vec![
             Chart::new("Training loss", "epoch", "mean loss", x, [0.0, 1.05 * top])
+                .with(Series::new(Shape::Line, Tone::Two, validation.clone()))
                 .with(Series::new(Shape::Line, Tone::One, loss.clone()))
-                .with(Series::new(Shape::Dots, Tone::One, loss)),
+                .with(Series::new(Shape::Dots, Tone::One, loss))
+                .saying(if validation.is_empty() { "" } else { "dots: training; plain line: validation" }),
         ];
         if !auroc(false).is_empty() {
             let mut chart = Chart::new("Validation AUROC", "epoch", "AUROC", x, [0.0, 1.0])
@@ -298,76 +312,4 @@ fn thousands(n: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn report() -> Report {
-        Report {
-            title: "A <b> & \"c\"".into(),
-            about: "About".into(),
-            epochs: (1..=3)
-                .map(|epoch| Epoch {
-                    epoch,
-                    train_loss: 0.7 / epoch as f64,
-                    val_auroc: Some(0.5 + 0.1 * epoch as f64),
-                    best: epoch == 3,
-                })
-                .collect(),
-            labels: vec![
-                LabelScores {
-                    label: "lesion".into(),
-                    probabilities: vec![0.1, 0.8, 0.4, 0.9, 0.5, 0.3],
-                    truth: vec![false, true, false, true, false, true],
-                },
-                LabelScores { label: "none".into(), probabilities: vec![0.1], truth: vec![false] },
-            ],
-            figures: Figures {
-                probe_auroc: Some(0.7),
-                parity_max_abs: Some(2.5e-6),
-                parameters: Some(229_729),
-                plugin_bytes: Some(1_050_000),
-                ..Figures::default()
-            },
-            pictures: vec![Picture { png: b"not really a png".to_vec(), caption: "Key slices".into() }],
-        }
-    }
-
-    #[test]
-    fn the_page_is_self_contained_and_says_what_it_is() {
-        let page = report().render();
-        for external in ["http", "src=\"/", "<script", "<link", "@import", "url("] {
-            assert!(!page.contains(external), "{external}");
-        }
-        assert!(page.contains("For research use only"));
-        assert!(page.contains("<h1>A &lt;b&gt; &amp; &quot;c&quot;</h1>"));
-        assert!(page.contains("src=\"data:image/png;base64,bm90IHJlYWxseSBhIHBuZw==\""));
-        assert!(page.contains("<td>test AUROC of the frozen linear probe</td><td>0.700</td>"));
-        assert!(
-            page.contains("<td>2.5e-6</td>") && page.contains("<td>229,729</td>") && page.contains("1.05 MB")
-        );
-        // Seven of nine pairs are in order.
-        assert!(page.contains("<td>test AUROC (95 % CI), lesion</td><td>0.778 ("));
-        assert!(!page.contains("NaN") && !page.contains("inf"));
-    }
-
-    #[test]
-    fn every_chart_that_the_data_allow_is_there() {
-        let page = report().render();
-        assert_eq!(
-            page.matches("<svg").count(),
-            2 + 3 + 1,
-            "training, lesion, and calibration of the one-class label"
-        );
-        assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
-        assert_eq!(Report::default().render().matches("<svg").count(), 0);
-    }
-
-    #[test]
-    fn the_page_is_written_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("report.html");
-        report().write(&path).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), report().render());
-        assert!(report().write(&folder.path().join("none/report.html")).is_err());
-    }
-}
+mod tests;

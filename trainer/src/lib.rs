@@ -28,6 +28,7 @@ pub mod random;
 pub mod report;
 pub mod run;
 pub mod task;
+pub mod tensorboard;
 pub mod workers;
 
 pub use error::Error;

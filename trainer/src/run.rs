@@ -5,6 +5,7 @@
 //! | `settings.json` | task with all defaults, backbone, data table, threads, device |
 //! | `last.safetensors`, `best.safetensors` | checkpoints: the last epoch's, and the best one's |
 //! | `metrics.csv` | one line an epoch |
+//! | `events.out.tfevents.scanside` | loss and learning rates of each step, figures of each epoch, for TensorBoard |
 //! | `predictions.csv` | the best checkpoint on validation and test volumes |
 //! | `summary.json` | final figures |
 

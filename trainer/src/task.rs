@@ -161,6 +161,14 @@ impl Task {
         })
     }
 
+    /// The task as a task file with every default written out; `path` is the file that it was read from, for messages.
+    pub fn resolved(&self, path: &Path) -> Result<String, Error> {
+        let wrong = |problem: String| Error::Task { path: path.into(), problem };
+        // The patch size is the backbone's, which is not asked here.
+        self.validate(1).map_err(wrong)?;
+        toml::to_string(self).map_err(|e| wrong(e.to_string()))
+    }
+
     /// Checks what types cannot state; `patch` is the backbone's patch size in pixels. One sentence where it fails.
     pub fn validate(&self, patch: usize) -> Result<(), String> {
         let invalid = |e: firmware_config::Invalid| e.to_string();
@@ -314,6 +322,28 @@ mod tests {
         assert_eq!((task.train.epochs, task.activation()), (100, Activation::Sigmoid));
         let back: Task = toml::from_str(&toml::to_string(&task).unwrap()).unwrap();
         assert_eq!(back, task);
+    }
+
+    #[test]
+    fn a_resolved_task_means_the_same_and_has_every_default() {
+        let given = task("loss = { kind = 'focal' }\n[train]\nepochs = 7\n").unwrap();
+        let text = given.resolved(Path::new("task.toml")).unwrap();
+        for line in [
+            "gamma = 2.0",
+            "rank = 8",
+            "epochs = 7",
+            "lr_head = 0.001",
+            "seed = 0",
+            "kind = \"youden\"",
+            "shift = 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in {text}");
+        }
+        let back: Task = toml::from_str(&text).unwrap();
+        assert_eq!(back, given);
+        assert_eq!(back.resolved(Path::new("task.toml")).unwrap(), text);
+        let wrong = Task { labels: vec![], ..given };
+        assert!(wrong.resolved(Path::new("task.toml")).unwrap_err().to_string().contains("labels is empty"));
     }
 
     #[test]

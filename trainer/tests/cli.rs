@@ -218,6 +218,37 @@ fn every_family_goes_from_fit_to_export() {
 }
 
 #[test]
+fn folds_and_seeds_are_fitted_summed_up_and_evaluated_by_group() {
+    let folder = Folder::new();
+    let table = folder.read("data.csv").replace(",val,", ",train,");
+    let with_scanner = table.lines().fold(String::new(), |text, line| {
+        text + &format!("{line},{}\n", if line.starts_with("id") { "scanner" } else { "M1" })
+    });
+    folder.write("data.csv", &with_scanner);
+    let mut fit = folder.fit("task.toml", "data.csv");
+    fit.extend(["--blocks", "1", "--folds", "2", "--seeds", "3,4"].map(String::from));
+    let mut one = fit.clone();
+    one.extend(["--fold".into(), "1".into()]);
+    let told = succeed(&strs(&one));
+    assert!(told.contains("   1       3") && !told.contains("   0       3"), "{told}");
+    let told = succeed(&strs(&fit));
+    assert!(told.contains("test AUROC of 4 runs: "), "{told}");
+    assert_eq!(told, succeed(&strs(&fit)), "nothing is left to do");
+    for part in ["fold-0/split.csv", "fold-0/seed-4/best.safetensors", "fold-1/seed-3/predictions.csv"] {
+        assert!(folder.path("run").join(part).exists(), "{part}");
+    }
+    let (run, data, csv) = (folder.text("run"), folder.text("data.csv"), folder.text("run/predictions.csv"));
+    assert!(told.contains(&succeed(&["summarize", "--runs", &run])));
+    let told =
+        succeed(&["evaluate", "--predictions", &csv, "--split", "val", "--data", &data, "--by", "scanner"]);
+    assert!(told.contains("\nM1       bright      6        3/3"), "{told}");
+    refuse(&["evaluate", "--predictions", &csv, "--data", &data, "--by", "sex"], "no column `sex`");
+    refuse(&["summarize", "--runs", &folder.text("run/fold-0/seed-3")], "no finished run");
+    fit.extend(["--fold".into(), "2".into()]);
+    refuse(&strs(&fit), "--fold cannot be used: it is 2, expected 0 to 1");
+}
+
+#[test]
 fn bad_input_ends_with_code_2_and_one_sentence() {
     let folder = Folder::new();
     let table = std::fs::read_to_string(folder.path("data.csv")).unwrap();

@@ -24,7 +24,8 @@ impl Folds {
         let mut group = |row: usize| {
             let sample = &table.samples[row];
             // A row without a patient stands for itself; an id never equals a patient's name.
-            let key = sample.patient.as_deref().map_or((false, sample.id.as_str()), |patient| (true, patient));
+            let key =
+                sample.patient.as_deref().map_or((false, sample.id.as_str()), |patient| (true, patient));
             let next = numbers.len();
             *numbers.entry(key).or_insert(next)
         };

@@ -94,7 +94,7 @@ pub fn overview(out: &Path) -> Result<Made, Error> {
     for (fold, folder) in folders {
         let parts = match fold {
             Some(_) => column(&folder.join(SPLIT), "fold")?.unwrap_or_default(),
-            None => HashMap::new(),
+            None => BTreeMap::new(),
         };
         for (seed, folder) in numbered(&folder, "seed-")? {
             if !folder.join(file::SUMMARY).exists() {

@@ -72,6 +72,7 @@ fn table(rows: &[(&str, Split)]) -> Table {
         patient: (!patient.is_empty()).then(|| patient.into()),
         split,
         image: PathBuf::new(),
+        mask: None,
         targets: vec![if i % 2 == 0 { P } else { N }],
         row: i as u64 + 2,
     };

@@ -1,11 +1,11 @@
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::Error;
 
 /// The values of a column of the data table that is no label, such as `patient` or `scanner`, by the row's id; `None`
 /// where the table has no such column.
-pub fn column(path: &Path, name: &str) -> Result<Option<HashMap<String, String>>, Error> {
+pub fn column(path: &Path, name: &str) -> Result<Option<BTreeMap<String, String>>, Error> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let wrong = |problem: String| Error::Table { path: path.into(), problem };
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(bytes.as_slice());

@@ -1,6 +1,6 @@
 use std::fmt::Write;
 
-use firmware_config::Manifest;
+use firmware_config::{Activation, Manifest};
 
 use super::{Parity, predictions};
 use crate::Error;
@@ -20,8 +20,11 @@ pub(super) fn markdown(run: &Run, manifest: &Manifest, parity: &Parity) -> Resul
     let mut card = String::new();
     let parts = [
         model(&mut card, manifest),
+        intended(&mut card, manifest),
         data(&mut card, run, summary.as_ref()),
-        figures(&mut card, manifest, &evaluations, parity),
+        training(&mut card, run, summary.as_ref()),
+        figures(&mut card, &evaluations, parity),
+        decision(&mut card, manifest, &evaluations),
         input(&mut card, manifest),
         limits(&mut card, manifest),
     ];
@@ -47,6 +50,62 @@ fn model(card: &mut String, manifest: &Manifest) -> std::fmt::Result {
     writeln!(card, "- Method: arXiv 2512.12887\n")
 }
 
+fn intended(card: &mut String, manifest: &Manifest) -> std::fmt::Result {
+    writeln!(card, "## Intended use\n")?;
+    writeln!(
+        card,
+        "- Research on volumes of the kind that \"Input\" describes, by people who can judge its output against the images."
+    )?;
+    let several = manifest.labels.len() > 1;
+    let what = match (manifest.activation, several) {
+        (Activation::Softmax, _) => "which one of its labels holds for a whole volume",
+        (Activation::Sigmoid, true) => "how likely each of its labels is for a whole volume",
+        (Activation::Sigmoid, false) => "how likely its label is for a whole volume",
+    };
+    writeln!(card, "- It says {what}. It does not find, outline or measure anything.")?;
+    writeln!(card, "- Out of scope: diagnosis, triage, treatment, and any use on a patient's behalf.\n")
+}
+
+/// How it was fitted, so that it can be fitted again.
+fn training(card: &mut String, run: &Run, summary: Option<&Summary>) -> std::fmt::Result {
+    let settings = run.settings();
+    let (task, train) = (&settings.task, &settings.task.train);
+    writeln!(card, "## Training\n")?;
+    writeln!(
+        card,
+        "- Loss: {}; AdamW, learning rates {} (factors) and {} (query and head)",
+        toml(&task.loss),
+        train.lr_lora,
+        train.lr_head
+    )?;
+    let best = summary.map_or(String::new(), |s| format!(", the best one the {}th", s.best_epoch));
+    let epochs = run.best.state.history.len();
+    writeln!(
+        card,
+        "- Up to {} epochs of batches of {} ({epochs} until the kept checkpoint{best})",
+        train.epochs, train.batch
+    )?;
+    writeln!(card, "- Augmentation: {}", toml(&train.augment))?;
+    writeln!(
+        card,
+        "- Seed {}; {:?}, {} threads on {}; {}",
+        train.seed, settings.precision, settings.threads, settings.device, settings.build
+    )?;
+    if let Some(sha256) = &settings.data.split_sha256 {
+        writeln!(card, "- One fit of a cross-validation; the split's SHA-256 is `{sha256}`")?;
+    }
+    if let Some(sha256) = &settings.init_from_sha256 {
+        writeln!(card, "- Started from a PEFT adapter of SHA-256 `{sha256}`")?;
+    }
+    writeln!(card)
+}
+
+/// A value as inline TOML, which is how a task file says it.
+fn toml(value: &impl serde::Serialize) -> String {
+    let text = ::toml::Value::try_from(value).map(|value| value.to_string());
+    text.map_or_else(|_| String::new(), |text| format!("`{text}`"))
+}
+
 fn data(card: &mut String, run: &Run, summary: Option<&Summary>) -> std::fmt::Result {
     let data = &run.settings().data;
     writeln!(card, "## Data\n\n| volumes | train | validation | test |\n| --- | --- | --- | --- |")?;
@@ -62,12 +121,7 @@ fn data(card: &mut String, run: &Run, summary: Option<&Summary>) -> std::fmt::Re
     writeln!(card, "\nThe table's SHA-256 is `{}`. {checkpoint}\n", data.sha256)
 }
 
-fn figures(
-    card: &mut String,
-    manifest: &Manifest,
-    evaluations: &[Evaluation],
-    parity: &Parity,
-) -> std::fmt::Result {
+fn figures(card: &mut String, evaluations: &[Evaluation], parity: &Parity) -> std::fmt::Result {
     writeln!(card, "## Figures\n")?;
     if evaluations.is_empty() {
         writeln!(
@@ -75,30 +129,65 @@ fn figures(
             "None: there were no validation or test volumes of both classes, or the fit had not finished.\n"
         )?;
     } else {
-        writeln!(card, "| split | label | AUROC (95 % CI) | average precision |\n| --- | --- | --- | --- |")?;
+        writeln!(
+            card,
+            "| split | label | positive / negative | AUROC (95 % CI) | average precision (95 % CI) | Brier | ECE |\n\
+             | --- | --- | --- | --- | --- | --- | --- |"
+        )?;
         for (evaluation, label) in evaluations.iter().flat_map(|e| e.labels.iter().map(move |l| (e, l))) {
             let Some(auroc) = &label.auroc else { continue };
-            let (split, [low, high]) = (&evaluation.split, auroc.ci);
-            let area = format!("{:.3} ({low:.3} to {high:.3})", auroc.value);
-            let precision = label.average_precision.map_or("–".into(), |x| format!("{x:.3}"));
-            writeln!(card, "| {split} | {} | {area} | {precision} |", label.label)?;
+            let area = share(auroc.value, Some(auroc.ci));
+            let precision =
+                label.average_precision.map_or("–".into(), |x| share(x, label.average_precision_ci));
+            let [brier, error] =
+                [label.brier, label.calibration_error].map(|x| x.map_or("–".into(), |x| share(x, None)));
+            writeln!(
+                card,
+                "| {} | {} | {} / {} | {area} | {precision} | {brier} | {error} |",
+                evaluation.split, label.label, label.positives, label.negatives
+            )?;
         }
-        writeln!(card)?;
-    }
-    for label in &manifest.labels {
-        match &label.threshold {
-            Some(t) => {
-                let (name, probability, rule) = (&label.name, t.probability, &t.rule);
-                writeln!(card, "- {name}: positive from a probability of {probability:.4} ({rule})")?;
-            }
-            None => writeln!(card, "- {}: no threshold was chosen", label.name)?,
-        }
+        writeln!(
+            card,
+            "\nValidation volumes chose the checkpoint, the temperature and the thresholds, so that their figures are too good. \
+             AUROC: DeLong's interval; average precision: bootstrap; ECE: ten bins."
+        )?;
     }
     writeln!(
         card,
         "\nThe exported graph differs from libtorch by at most {:.1e} in a logit, over {} volumes.\n",
         parity.logits, parity.volumes
     )
+}
+
+/// Temperature and thresholds, and what these make of the test volumes.
+fn decision(card: &mut String, manifest: &Manifest, evaluations: &[Evaluation]) -> std::fmt::Result {
+    writeln!(card, "## Probabilities and thresholds\n")?;
+    writeln!(
+        card,
+        "- Logits are divided by a temperature of {}, fitted on the validation volumes (1 where none could be).",
+        manifest.temperature
+    )?;
+    let test = evaluations.iter().find(|evaluation| evaluation.split == "test");
+    for (index, label) in manifest.labels.iter().enumerate() {
+        let Some(t) = &label.threshold else {
+            writeln!(card, "- {}: no threshold was chosen", label.name)?;
+            continue;
+        };
+        write!(card, "- {}: positive from a probability of {:.4} ({})", label.name, t.probability, t.rule)?;
+        let points = test.and_then(|test| test.labels.get(index)).map(|label| label.operating_points.iter());
+        if let Some(point) = points.and_then(|mut points| points.find(|point| point.rule == t.rule)) {
+            let sensitivity = share(point.sensitivity, Some(point.sensitivity_ci));
+            let specificity = share(point.specificity, Some(point.specificity_ci));
+            write!(card, "; sensitivity {sensitivity} and specificity {specificity} on the test volumes")?;
+        }
+        writeln!(card)?;
+    }
+    writeln!(card)
+}
+
+fn share(x: f64, ci: Option<[f64; 2]>) -> String {
+    ci.map_or_else(|| format!("{x:.3}"), |[low, high]| format!("{x:.3} ({low:.3} to {high:.3})"))
 }
 
 fn input(card: &mut String, manifest: &Manifest) -> std::fmt::Result {
@@ -124,5 +213,8 @@ fn limits(card: &mut String, manifest: &Manifest) -> std::fmt::Result {
         _ => "attention",
     };
     writeln!(card, "- The heat map is {heat}: it shows where the network looked, not why it decided.")?;
-    writeln!(card, "- Probabilities are not calibrated beyond a temperature of {}.", manifest.temperature)
+    writeln!(
+        card,
+        "- Probabilities hold for the share of positives that the validation volumes had; where a finding is rarer they are too high."
+    )
 }

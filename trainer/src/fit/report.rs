@@ -3,7 +3,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Epoch, Fit, Options, State, bar, write_json};
+use super::{Epoch, Fit, Options, State, bar, now, write_json};
 use crate::Error;
 use crate::data::Split;
 use crate::device::peak_bytes;
@@ -11,6 +11,7 @@ use crate::metrics::{Auroc, auroc_with_ci};
 use crate::predict::{self, Row};
 use crate::probe;
 use crate::run::{Run, file};
+use crate::tensorboard::Events;
 
 /// Final figures of a fit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -124,6 +125,18 @@ pub(super) fn line(epoch: &Epoch, of: usize) -> String {
         number(epoch.val_auroc),
         epoch.seconds,
     )
+}
+
+/// An epoch's figures for TensorBoard, at its last step.
+pub(super) fn events(events: &mut Events, epoch: &Epoch, step: u64) -> Result<(), Error> {
+    let figures = [
+        ("epoch/number", Some(epoch.epoch as f64)),
+        ("epoch/train_loss", Some(epoch.train_loss)),
+        ("val/loss", epoch.val_loss),
+        ("val/auroc", epoch.val_auroc),
+    ];
+    let defined: Vec<(&str, f64)> = figures.into_iter().filter_map(|(tag, x)| Some((tag, x?))).collect();
+    events.scalars(now(), step, &defined)
 }
 
 /// `metrics.csv`: one line an epoch; what is undefined is empty.

@@ -11,6 +11,7 @@ use crate::export;
 use crate::random::unit;
 use crate::run::Run;
 use crate::task::Lora;
+use crate::tensorboard::scalars_in;
 
 /// A DINOv2 of width 48 with 3 blocks and random weights.
 fn backbone_path() -> PathBuf {
@@ -133,6 +134,20 @@ fn an_interrupted_fit_ends_with_the_same_bits() {
     assert_eq!(predictions("straight"), predictions("resumed"));
     assert_eq!(straight.labels, resumed.labels);
     assert_eq!(straight.labels["bright"].counts["train"], [6, 6]);
+    // Each step stands in the event file once; 12 volumes by 4 are 3 steps an epoch.
+    let events = scalars_in(&bench.path("straight"));
+    assert_eq!(events, scalars_in(&bench.path("resumed")));
+    let of = |tag: &str| -> Vec<(u64, f32)> {
+        events.iter().filter(|(_, name, _)| name == tag).map(|(step, _, value)| (*step, *value)).collect()
+    };
+    assert_eq!(
+        of("train/loss").iter().map(|(step, _)| *step).collect::<Vec<_>>(),
+        (1..=9).collect::<Vec<_>>()
+    );
+    let history = last("straight").state.history;
+    let auroc: Vec<(u64, f32)> =
+        history.iter().map(|e| (3 * e.epoch as u64, e.val_auroc.unwrap() as f32)).collect();
+    assert_eq!(of("val/auroc"), auroc);
     // Started once more, there is nothing left to do.
     assert_eq!(fit(&bench.options("resumed")).unwrap().unwrap().labels, resumed.labels);
 }

@@ -48,6 +48,29 @@ impl Network {
     }
 }
 
+/// Where a network looked in a volume.
+pub struct Attended {
+    /// `[S]`, sums to 1.
+    pub slice_weights: Vec<f32>,
+    /// The last block's attention times the slice's weight, `[S, gh, gw]`, as the exported graph has it.
+    pub heatmap: Vec<f32>,
+}
+
+/// The heat map of one volume, at most `chunk` slices at a time.
+pub fn attended(network: &Network, slices: &Slices, chunk: usize) -> Result<Attended, TchError> {
+    let _guard = tch::no_grad_guard();
+    let factors = network.parameters.factors()?;
+    let both = chunks(slices, chunk, network.encoder.device(), |slices| {
+        let encoding = network.encoder.encode(slices, Some(&factors), false)?;
+        Tensor::f_cat(&[encoding.cls, encoding.cls_attention], 1)
+    })?;
+    let dim = network.encoder.arch().dim as i64;
+    let weights = network.pool(&both.f_narrow(1, 0, dim)?)?.weights;
+    let attention = both.f_narrow(1, dim, both.size()[1] - dim)?;
+    let heatmap = attention.f_mul(&weights.f_unsqueeze(1)?)?;
+    Ok(Attended { slice_weights: stored(&weights)?.data, heatmap: stored(&heatmap)?.data })
+}
+
 /// Applies `encode` to at most `chunk` slices at a time and joins its rows.
 pub(crate) fn chunks(
     slices: &Slices,
