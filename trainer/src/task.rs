@@ -335,7 +335,7 @@ mod tests {
             "lr_head = 0.001",
             "seed = 0",
             "kind = \"youden\"",
-            "shift = 0",
+            "sampling = \"all\"",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in {text}");
         }
