@@ -61,7 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let optimiser = AdamW::new(named.map(|(n, t)| (n.clone(), t.shallow_clone(), Parameters::group(n))))?;
     let workers = Workers::new(&network, number("--threads")?, 1)?;
     let scale = precision.scaler().map_or(1.0, |scaler| scaler.scale);
-    let plan = Plan { loss: Loss::Bce, smoothing: 0.0, chunk: number("--chunk")?, scale };
+    let plan = Plan { loss: Loss::Bce, smoothing: 0.0, chunk: number("--chunk")?, scale, pixel: None };
     let mut bench = Bench { network, workers, optimiser, plan, device };
     println!("ready");
     let mut step = 0;
@@ -97,7 +97,7 @@ impl Bench {
     /// One optimiser step on one volume; its loss.
     fn step(&mut self, item: &Item) -> Result<f64, Box<dyn Error>> {
         let made = gradients(&self.workers, &self.network.parameters, vec![item.clone()], self.plan)?;
-        let (loss, gradients) = made.ok_or("the volume has no label")?;
+        let (losses, gradients) = made.ok_or("the volume has no label")?;
         if !norm(&gradients)?.is_finite() {
             return Err("a gradient is not finite".into());
         }
@@ -105,7 +105,7 @@ impl Bench {
             Group::Lora => Rates { lr: 1e-4, decay: 1e-5 },
             Group::Head => Rates { lr: 1e-3, decay: 1e-4 },
         })?;
-        Ok(loss)
+        Ok(losses.total)
     }
 
     fn predict(&mut self, item: &Item) -> Result<(), Box<dyn Error>> {

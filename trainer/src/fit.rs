@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tch::Device;
 
 pub use checkpoint::{Checkpoint, State};
-pub use gradient::{Item, Plan, gradients};
+pub use gradient::{Item, Losses, Plan, gradients};
 pub use report::{LabelSummary, Summary};
 
 use crate::Error;
@@ -68,8 +68,11 @@ pub struct Options {
 pub struct Epoch {
     /// From 1.
     pub epoch: usize,
-    /// Mean over the steps.
+    /// Mean over the steps, pixel supervision included.
     pub train_loss: f64,
+    /// The part of the masks, without its weight: mean over the steps that had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pixel_loss: Option<f64>,
     /// Mean over the validation volumes' known labels.
     pub val_loss: Option<f64>,
     /// Mean over the labels of which both classes are among the validation volumes.
@@ -109,7 +112,7 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
     if let Some(split) = &options.split {
         table.resplit(split)?;
     }
-    table.keep_masks(|_| false);
+    table.keep_masks(|sample| task.train.pixel.is_some() && sample.split == Split::Train);
     let settings = settings(options, &backbone, &table)?;
     std::fs::create_dir_all(&options.out).map_err(Error::io(&options.out))?;
     if let Some(warning) = task.laterality_warning() {
@@ -129,6 +132,9 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
         parameters =
             Parameters::from_stored(&backbone.arch, &lora, task.labels.len(), &stored, options.device)
                 .map_err(|problem| Error::Adapter { path: folder.clone(), problem })?;
+    }
+    if let Some(pixel) = task.train.pixel {
+        parameters = parameters.with_decoder(&backbone.arch, pixel.width, task.train.seed, options.device)?;
     }
     let encoder = Encoder::new(&backbone, task.recipe.size, options.device)?;
     let encoder = encoder.with_precision(options.precision.kind())?;
@@ -229,6 +235,12 @@ fn settings(
         let problem = "it has no row with split train and a known label".into();
         return Err(Error::Table { path: options.data.clone(), problem });
     }
+    if options.task.train.pixel.is_some() && table.samples.iter().all(|sample| sample.mask.is_none()) {
+        let problem = "the task has [train.pixel], but no row with split train has a mask; fill the column mask, or remove \
+                       [train.pixel]"
+            .into();
+        return Err(Error::Table { path: options.data.clone(), problem });
+    }
     Ok(settings)
 }
 
@@ -282,12 +294,13 @@ impl Fit<'_> {
         let started = Instant::now();
         let number = state.history.len() + 1;
         let bar = self.bar(number);
-        let (train_loss, factor) = self.train(number, state.history.len(), &bar)?;
+        let (losses, factor) = self.train(number, state.history.len(), &bar)?;
         let (val_loss, val_auroc) = self.validate(&bar)?;
         let train = &self.task.train;
         let epoch = Epoch {
             epoch: number,
-            train_loss,
+            train_loss: losses.total,
+            pixel_loss: losses.pixel,
             val_loss,
             val_auroc,
             lr_lora: train.lr_lora * factor,
@@ -314,8 +327,8 @@ impl Fit<'_> {
         report::write_metrics(&state.history, &out.join(file::METRICS))
     }
 
-    /// One pass over the training volumes; returns the mean loss of its steps and the last step's schedule factor.
-    fn train(&mut self, epoch: usize, kept: usize, bar: &ProgressBar) -> Result<(f64, f64), Error> {
+    /// One pass over the training volumes; returns the mean losses of its steps and the last step's schedule factor.
+    fn train(&mut self, epoch: usize, kept: usize, bar: &ProgressBar) -> Result<(Losses, f64), Error> {
         let Self { task, table, cache, network, average, workers, optimiser, scaler, events, .. } = self;
         let train = &task.train;
         let samples = table.split(Split::Train);
@@ -334,6 +347,7 @@ impl Fit<'_> {
             Ok(augment(&slices, &train.augment, &scale, &mut rng).into())
         };
         let (mut sum, mut steps, mut factor) = (0.0, 0u64, 0.0);
+        let (mut pixel_sum, mut pixel_steps) = (0.0, 0u64);
         let (mut batch, mut ids, mut seen) = (Vec::new(), Vec::new(), 0);
         in_order(&(0..order.len()).collect::<Vec<_>>(), prepare, |at, slices| {
             let index = order[at].index;
@@ -350,6 +364,7 @@ impl Fit<'_> {
                 smoothing: train.smoothing,
                 chunk: train.chunk,
                 scale: scaler.map_or(1.0, |scaler| scaler.scale),
+                pixel: train.pixel.map(|pixel| pixel.weight),
             };
             let made = gradients(workers, &network.parameters, items, plan)?;
             // The schedule follows epochs and batches, also over a batch of which no label is known.
@@ -358,7 +373,7 @@ impl Fit<'_> {
                 warmup,
                 total,
             );
-            if let Some((loss, mut gradients)) = made {
+            if let Some((Losses { total: loss, pixel }, mut gradients)) = made {
                 let norm = norm(&gradients)?;
                 if !(loss.is_finite() && norm.is_finite()) {
                     if scaler.as_mut().is_some_and(Scaler::skipped) {
@@ -394,11 +409,14 @@ impl Fit<'_> {
                 )?;
                 sum += loss;
                 steps += 1;
+                pixel_sum += pixel.unwrap_or(0.0);
+                pixel_steps += u64::from(pixel.is_some());
                 bar.set_message(format!("loss {:.4}", sum / steps as f64));
             }
             Ok::<_, Error>(())
         })?;
-        Ok((sum / steps.max(1) as f64, factor))
+        let pixel = (pixel_steps > 0).then(|| pixel_sum / pixel_steps as f64);
+        Ok((Losses { total: sum / steps.max(1) as f64, pixel }, factor))
     }
 
     /// Mean loss and AUROC over the validation volumes.

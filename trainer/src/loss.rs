@@ -1,7 +1,11 @@
-//! Losses of one volume's logits; labels that are not known add nothing.
+//! Losses of one volume's logits; labels that are not known add nothing. And of its voxels, where it has a mask.
+
+mod pixel;
 
 use serde::{Deserialize, Serialize};
 use tch::{TchError, Tensor};
+
+pub use pixel::pixel;
 
 /// The loss of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

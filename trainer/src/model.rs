@@ -5,6 +5,7 @@
 //! there is no difference between training and inference.
 
 mod davit;
+pub(crate) mod decoder;
 mod encoder;
 mod layers;
 mod network;

@@ -126,6 +126,9 @@ pub struct Train {
     pub sampling: Sampling,
     /// Changes to the training slices.
     pub augment: Augment,
+    /// Learn from masks too. Default: no.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pixel: Option<Pixel>,
 }
 
 impl Default for Train {
@@ -147,7 +150,24 @@ impl Default for Train {
             patience: None,
             sampling: Sampling::All,
             augment: Augment::default(),
+            pixel: None,
         }
+    }
+}
+
+/// Pixel supervision: the training volumes with a mask also have to show where the finding is, by a decoder that no plugin has.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pixel {
+    /// Factor on the mean [loss](crate::loss::pixel) of the batch's volumes with a mask, added to that of the labels. Default: 1.
+    pub weight: f64,
+    /// Channels of the decoder. Default: 32.
+    pub width: usize,
+}
+
+impl Default for Pixel {
+    fn default() -> Self {
+        Self { weight: 1.0, width: 32 }
     }
 }
 
@@ -281,6 +301,12 @@ impl Train {
         if let Some(decay) = self.ema.filter(|decay| !(0.0..1.0).contains(decay)) {
             return Err(format!("train.ema is {decay}, but must be a decay from 0 to below 1"));
         }
+        if let Some(Pixel { weight, .. }) = self.pixel.filter(|p| !(p.weight > 0.0 && p.weight.is_finite())) {
+            return Err(format!("train.pixel.weight is {weight}, but must be a number above 0"));
+        }
+        if let Some(Pixel { width, .. }) = self.pixel.filter(|p| !(1..=1024).contains(&p.width)) {
+            return Err(format!("train.pixel.width is {width}, but must be 1 to 1024"));
+        }
         if self.patience == Some(0) {
             return Err("train.patience is 0, but must be at least 1".into());
         }
@@ -314,14 +340,18 @@ mod tests {
 
     #[test]
     fn defaults_are_the_papers() {
-        let task = task("").unwrap();
+        let (task, pixel) = (task("").unwrap(), task("[train.pixel]\n").unwrap());
         assert_eq!(task.loss, Loss::Focal { gamma: 2.0, alpha: 0.25 });
         assert_eq!(task.lora_spec(), LoraSpec { rank: 8, alpha: 16.0, attention: AttentionLora::Fused });
         assert_eq!((task.train.lr_lora, task.train.decay_lora), (1e-4, 1e-5));
         assert_eq!((task.train.lr_head, task.train.decay_head), (1e-3, 1e-4));
         assert_eq!((task.train.epochs, task.activation()), (100, Activation::Sigmoid));
-        let back: Task = toml::from_str(&toml::to_string(&task).unwrap()).unwrap();
-        assert_eq!(back, task);
+        assert_eq!(task.train.pixel, None);
+        assert_eq!(pixel.train.pixel, Some(Pixel { weight: 1.0, width: 32 }));
+        for task in [task, pixel] {
+            let back: Task = toml::from_str(&toml::to_string(&task).unwrap()).unwrap();
+            assert_eq!(back, task);
+        }
     }
 
     #[test]
@@ -358,6 +388,9 @@ mod tests {
             ("[train]\nclip = 0", "train.clip is 0"),
             ("[train]\nema = 1", "train.ema is 1"),
             ("[train]\npatience = 0", "train.patience is 0"),
+            ("[train.pixel]\nweight = 0", "train.pixel.weight is 0"),
+            ("[train.pixel]\nwidth = 0", "train.pixel.width is 0"),
+            ("[train.pixel]\nlambda = 1", "lambda"),
             ("[train]\nsmoothing = 1", "train.smoothing is 1"),
             ("[train]\naugment = { flip_rows = 2 }", "train.augment.flip_rows is 2"),
             ("[lora]\nrank = 0", "rank"),

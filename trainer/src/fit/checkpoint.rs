@@ -7,6 +7,7 @@ use tch::{TchError, Tensor};
 
 use super::Epoch;
 use crate::Error;
+use crate::model::decoder::PREFIX;
 use crate::model::{Network, Parameters, stored};
 use crate::optim::AdamW;
 use crate::precision::Scaler;
@@ -78,16 +79,17 @@ impl Checkpoint {
         runtime::files::write_atomically(path, &bytes).map_err(Error::io(path))
     }
 
-    /// Factors, query and head, as they stand in a plugin: the running mean where there is one.
+    /// Factors, query and head, as they stand in a plugin, so without a decoder: the running mean where there is one.
     pub fn content(&self) -> Tensors {
         let prefix = self.judged();
         let of = |(name, tensor): (&String, &_)| {
-            name.strip_prefix(prefix).map(|name| (name.to_owned(), runtime::backbone::Tensor::clone(tensor)))
+            let name = name.strip_prefix(prefix).filter(|name| !name.starts_with(PREFIX))?;
+            Some((name.to_owned(), runtime::backbone::Tensor::clone(tensor)))
         };
         self.tensors.iter().filter_map(of).collect()
     }
 
-    /// Puts what [`Checkpoint::content`] gives into `parameters`.
+    /// Puts what [`Checkpoint::content`] gives, and a decoder where `parameters` have one, into `parameters`.
     pub fn load_into(&self, parameters: &Parameters) -> Result<(), Error> {
         self.load(self.judged(), parameters)
     }

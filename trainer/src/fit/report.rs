@@ -118,9 +118,10 @@ pub(super) fn finish(fit: &Fit<'_>, state: &State, options: &Options) -> Result<
 pub(super) fn line(epoch: &Epoch, of: usize) -> String {
     let number = |x: Option<f64>| x.map_or("–".into(), |x| format!("{x:.4}"));
     format!(
-        "epoch {}/{of}: train loss {:.4}, val loss {}, val AUROC {}, {:.1} s",
+        "epoch {}/{of}: train loss {:.4}{}, val loss {}, val AUROC {}, {:.1} s",
         epoch.epoch,
         epoch.train_loss,
+        epoch.pixel_loss.map_or(String::new(), |loss| format!(" (masks {loss:.4})")),
         number(epoch.val_loss),
         number(epoch.val_auroc),
         epoch.seconds,
@@ -132,6 +133,7 @@ pub(super) fn events(events: &mut Events, epoch: &Epoch, step: u64) -> Result<()
     let figures = [
         ("epoch/number", Some(epoch.epoch as f64)),
         ("epoch/train_loss", Some(epoch.train_loss)),
+        ("epoch/pixel_loss", epoch.pixel_loss),
         ("val/loss", epoch.val_loss),
         ("val/auroc", epoch.val_auroc),
     ];
@@ -141,11 +143,11 @@ pub(super) fn events(events: &mut Events, epoch: &Epoch, step: u64) -> Result<()
 
 /// `metrics.csv`: one line an epoch; what is undefined is empty.
 pub(super) fn write_metrics(history: &[Epoch], path: &Path) -> Result<(), Error> {
-    let mut csv = String::from("epoch,train_loss,val_loss,val_auroc,lr_lora,lr_head,seconds\n");
+    let mut csv = String::from("epoch,train_loss,val_loss,val_auroc,lr_lora,lr_head,seconds,pixel_loss\n");
     for e in history {
         let number = |x: Option<f64>| x.map_or(String::new(), |x| x.to_string());
         let line = format!(
-            "{},{},{},{},{},{},{:.3}\n",
+            "{},{},{},{},{},{},{:.3},{}\n",
             e.epoch,
             e.train_loss,
             number(e.val_loss),
@@ -153,6 +155,7 @@ pub(super) fn write_metrics(history: &[Epoch], path: &Path) -> Result<(), Error>
             e.lr_lora,
             e.lr_head,
             e.seconds,
+            number(e.pixel_loss),
         );
         csv.push_str(&line);
     }

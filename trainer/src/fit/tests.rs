@@ -1,3 +1,5 @@
+mod pixel;
+
 use std::path::Path;
 
 use firmware_config::AttentionLora;

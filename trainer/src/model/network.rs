@@ -1,6 +1,6 @@
 use tch::{Device, TchError, Tensor};
 
-use super::{Encoder, Parameters, Pooled, pool, stored};
+use super::{Encoder, Encoding, Parameters, Pooled, pool, stored};
 use crate::data::Slices;
 
 /// A frozen encoder with the trainable parameters of a task.
@@ -23,9 +23,14 @@ pub struct Prediction {
 }
 
 impl Network {
+    /// Slices `[S, 3, H, W]` → what the adapted encoder makes of them, patch tokens where asked for.
+    pub fn encode(&self, slices: &Tensor, patches: bool) -> Result<Encoding, TchError> {
+        self.encoder.encode(slices, Some(&self.parameters.factors()?), patches)
+    }
+
     /// Slices `[S, 3, H, W]` → embeddings `[S, d]`.
     pub fn embed(&self, slices: &Tensor) -> Result<Tensor, TchError> {
-        Ok(self.encoder.encode(slices, Some(&self.parameters.factors()?), false)?.cls)
+        Ok(self.encode(slices, false)?.cls)
     }
 
     /// Embeddings `[S, d]` of one volume → slice weights and logits.

@@ -4,6 +4,7 @@ use runtime::backbone::{Arch, Tensor as Stored, Tensors};
 use runtime::plugin::expected_content;
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::decoder::PREFIX;
 use crate::random::{Purpose, generator, unit};
 
 /// Standard deviation of the query's initial values, which are drawn again beyond two of it.
@@ -14,11 +15,12 @@ const QUERY_STD: f32 = 0.02;
 pub enum Group {
     /// LoRA factors.
     Lora,
-    /// Query and head.
+    /// Query and head, and a decoder.
     Head,
 }
 
-/// The trainable tensors, sorted by name as [`expected_content`] lists them; each is a leaf that asks for a gradient.
+/// The trainable tensors, sorted by name as [`expected_content`] lists them, then those of a decoder where there is one; each is a
+/// leaf that asks for a gradient.
 pub struct Parameters {
     /// Rank, scale and form of the factors.
     pub lora: LoraSpec,
@@ -82,7 +84,7 @@ impl Parameters {
         Ok(Self { lora: lora.clone(), named })
     }
 
-    /// Copies of the values, as they stand in a plugin.
+    /// Copies of the values, in a plugin's form.
     pub fn to_stored(&self) -> Result<Tensors, TchError> {
         self.named.iter().map(|(name, tensor)| Ok((name.clone(), stored(tensor)?))).collect()
     }
@@ -135,9 +137,10 @@ impl Parameters {
         Ok(())
     }
 
-    /// Number of trainable values.
+    /// Number of trainable values that a plugin holds; a decoder is not in it.
     pub fn count(&self) -> usize {
-        self.named.iter().map(|(_, tensor)| tensor.numel()).sum()
+        let kept = self.named.iter().filter(|(name, _)| !name.starts_with(PREFIX));
+        kept.map(|(_, tensor)| tensor.numel()).sum()
     }
 
     /// The tensor called `name`.
@@ -215,7 +218,7 @@ fn normal_within_two(rng: &mut rand_chacha::ChaCha8Rng) -> f32 {
     }
 }
 
-fn leaf(dims: &[usize], values: &[f32], device: Device) -> Result<Tensor, TchError> {
+pub(super) fn leaf(dims: &[usize], values: &[f32], device: Device) -> Result<Tensor, TchError> {
     let dims: Vec<i64> = dims.iter().map(|&n| n as i64).collect();
     Tensor::f_from_slice(values)?.f_reshape(dims)?.f_to_device(device)?.f_set_requires_grad(true)
 }

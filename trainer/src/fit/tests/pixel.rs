@@ -1,0 +1,121 @@
+//! Fits with pixel supervision.
+
+use runtime::tensor::{read_safetensors, safetensors_bytes};
+use runtime::volume::{ReadOptions, read};
+
+use super::*;
+use crate::task::Pixel;
+
+/// The bench with masks of the bright blocks, and a task that learns from them.
+pub(super) fn bench() -> Bench {
+    let mut bench = Bench::new();
+    let mut csv = String::from("id,split,image,mask,bright\n");
+    for i in 0..20 {
+        let mask = if i % 2 == 1 { format!("{i}.mask.nii.gz") } else { String::new() };
+        if i % 2 == 1 {
+            let volume =
+                read(&bench.path(&format!("{i}.nii.gz")), &ReadOptions::default()).unwrap().remove(0);
+            let inside: Vec<f32> = volume.voxels.iter().map(|&x| f32::from(u8::from(x > 600.0))).collect();
+            write_nifti(&bench.path(&mask), volume.dims, &inside, &volume.geometry).unwrap();
+        }
+        let split = ["train", "train", "train", "val", "test"][i / 2 % 5];
+        csv += &format!("v{i},{split},{i}.nii.gz,{mask},{}\n", i % 2);
+    }
+    std::fs::write(bench.path("data.csv"), csv).unwrap();
+    bench.task.train.pixel = Some(Pixel { weight: 0.5, width: 4 });
+    bench
+}
+
+fn history(bench: &Bench, out: &str) -> Vec<Epoch> {
+    Checkpoint::read(&bench.path(out).join(file::LAST)).unwrap().state.history
+}
+
+#[test]
+fn a_fit_learns_where_the_finding_is() {
+    let mut bench = bench();
+    bench.task.train.epochs = 25;
+    // Sixteen tokens a slice instead of four.
+    bench.task.recipe.size = [56, 56];
+    let summary = fit(&bench.options("run")).unwrap().unwrap();
+    let history = history(&bench, "run");
+    let loss = |i: usize| history[i].pixel_loss.unwrap();
+    assert!(loss(24) < 0.7 * loss(0), "{} {}", loss(0), loss(24));
+    let metrics = String::from_utf8(bytes(&bench.path("run").join(file::METRICS))).unwrap();
+    assert!(metrics.lines().next().unwrap().ends_with(",pixel_loss"));
+    assert!(metrics.lines().last().unwrap().ends_with(&format!(",{}", loss(24))), "{metrics}");
+    // The decoder is no part of the plugin's parameters.
+    let content = Run::open(&bench.path("run")).unwrap().best.content();
+    assert_eq!(summary.parameters, content.values().map(|t| t.data.len()).sum::<usize>());
+    assert!(content.keys().all(|name| !name.starts_with("decoder.")));
+}
+
+#[test]
+fn an_interrupted_fit_ends_with_the_same_decoder() {
+    let mut bench = bench();
+    bench.task.train.ema = Some(0.8);
+    // Volumes of up to six slices, so that both ways through the network are taken.
+    bench.task.train.chunk = 4;
+    fit(&bench.options("straight")).unwrap();
+    fit(&Options { stop_after: Some(1), ..bench.options("resumed") }).unwrap();
+    fit(&bench.options("resumed")).unwrap();
+    let last = |out: &str| read_safetensors(&bench.path(out).join(file::LAST)).unwrap().tensors;
+    let straight = last("straight");
+    for name in [
+        "param.decoder.mix.weight",
+        "m.decoder.mix.weight",
+        "v.decoder.voxel.bias",
+        "ema.decoder.reduce.bias",
+    ] {
+        assert!(straight.contains_key(name), "{name} is not in the checkpoint");
+    }
+    assert!(straight == last("resumed"));
+    let losses = |out: &str| -> Vec<_> { history(&bench, out).iter().map(|e| e.pixel_loss).collect() };
+    assert_eq!(losses("straight"), losses("resumed"));
+}
+
+#[test]
+fn an_export_knows_nothing_of_the_decoder() {
+    let bench = bench();
+    fit(&bench.options("run")).unwrap();
+    let export = |out: &str| {
+        export::export(&export::Options {
+            peft: None,
+            run: bench.path("run"),
+            out: bench.path(out),
+            backbone: None,
+            data: None,
+            device: Device::Cpu,
+            threads: 1,
+        })
+        .unwrap()
+    };
+    let with = export("with");
+    // The same factors, query and head in a checkpoint that never had a decoder.
+    let path = bench.path("run").join(file::BEST);
+    let mut stored = read_safetensors(&path).unwrap();
+    let before = stored.tensors.len();
+    stored.tensors.retain(|name, _| !name.contains("decoder."));
+    assert_eq!(before - stored.tensors.len(), 3 * 6);
+    let (key, json) = stored.metadata.iter().find(|(key, _)| key.starts_with("scanside")).unwrap();
+    std::fs::write(&path, safetensors_bytes(&stored.tensors, Some((key, json)))).unwrap();
+    let without = export("without");
+    assert_eq!((with.graph_sha256, with.plugin_sha256), (without.graph_sha256, without.plugin_sha256));
+    assert!(with.parity.logits <= 1e-3);
+}
+
+#[test]
+fn masks_that_are_missing_or_lie_elsewhere_are_refused() {
+    let bench = bench();
+    let csv = String::from_utf8(bytes(&bench.path("data.csv"))).unwrap();
+    let refuse = |csv: &str, told: &[&str]| {
+        std::fs::write(bench.path("data.csv"), csv).unwrap();
+        let error = fit(&bench.options("run")).unwrap_err();
+        let text = error.to_string();
+        assert!(error.is_bad_input() && told.iter().all(|told| text.contains(told)), "{text}");
+    };
+    // Those of validation and test volumes are no help.
+    let few: Vec<&str> =
+        csv.lines().filter(|line| !line.contains(",train,") || line.contains(",,")).collect();
+    refuse(&few.join("\n"), &["no row with split train has a mask"]);
+    refuse(&csv.replace("1.nii.gz,1.mask", "1.nii.gz,3.mask"), &["1.nii.gz", "3.mask.nii.gz", "resample"]);
+}
