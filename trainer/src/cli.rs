@@ -107,7 +107,7 @@ struct Summarize {
 /// Write the task plugin and the merged ONNX graph of a run, and check them against libtorch.
 ///
 /// Writes NAME-VERSION.plugin and NAME-VERSION.onnx, and export.json into the run folder. Nothing is left unless the graph
-/// reproduces libtorch's logits to 1e-3 and its embeddings to 1e-3 of their length.
+/// reproduces libtorch's logits to 1e-3, its embeddings to 1e-3 of their length and its heat maps to 1e-2 of their peak.
 #[derive(Args)]
 struct Export {
     /// Run folder of `fit`
@@ -134,15 +134,20 @@ struct Export {
 
 /// Predict every scan of a table with a run's best checkpoint.
 ///
-/// Writes CSV: id, split, the labels, logit:LABEL and prob:LABEL. Label columns may be missing from the table.
+/// Writes CSV: id, split, the labels, logit:LABEL and prob:LABEL. Label columns may be missing from the table. Where it has masks,
+/// heat maps are compared with them: heat:hit (the peak lies in the mask), heat:share (of the mask in the volume), heat:dice at
+/// heat:level (the share of the peak that is best for the val rows) and heat:best-dice (at each row's own best level).
 #[derive(Args)]
 struct Predict {
     /// Run folder of `fit`
     #[arg(long, value_name = "DIR")]
     run: PathBuf,
-    /// Table with the columns id, split and image
+    /// Table with the columns id, split and image, and mask where heat maps are to be compared with masks
     #[arg(long, value_name = "CSV")]
     data: PathBuf,
+    /// How far from the mask a heat map's peak may lie and still hit it
+    #[arg(long, value_name = "MM", default_value_t = 0.0)]
+    heat_tolerance: f64,
     /// File to write [default: standard output]
     #[arg(long, value_name = "CSV")]
     out: Option<PathBuf>,
@@ -355,7 +360,7 @@ fn run_export(args: Export) -> Result<()> {
     let parity = &exported.parity;
     print(&format!(
         "{} ({} bytes)\n{} ({} bytes)\nlargest difference from libtorch over {} volumes: {:.2e} in a logit, {:.2e} of an \
-         embedding's length, {:.2e} in a slice weight\n",
+         embedding's length, {:.2e} in a slice weight, {:.2e} of a heat map's peak\n",
         exported.plugin.display(),
         exported.plugin_bytes,
         exported.graph.display(),
@@ -364,6 +369,7 @@ fn run_export(args: Export) -> Result<()> {
         parity.logits,
         parity.embeddings,
         parity.slice_weights,
+        parity.heatmap,
     ))
 }
 
@@ -371,12 +377,12 @@ fn run_predict(args: &Predict) -> Result<()> {
     let device = device::open(&args.machine.device)?;
     let run = Run::open(&args.run)?;
     let task = &run.settings().task;
-    let mut table = Table::read(&args.data, &task.labels, task.loss, true)?;
-    table.keep_masks(|_| false);
+    let table = Table::read(&args.data, &task.labels, task.loss, true)?;
     let backbone = run.backbone(args.moved.backbone.as_deref())?;
     let network = run.network(&backbone, device)?;
     drop(backbone);
-    let rows = predict::predict(&network, &table, task, threads(args.machine.threads), true)?;
+    let rows =
+        predict::predict(&network, &table, task, args.heat_tolerance, threads(args.machine.threads), true)?;
     let csv = predict::csv(&table, task, &rows, run.temperature()?)?;
     match &args.out {
         Some(path) => runtime::files::write_atomically(path, &csv)

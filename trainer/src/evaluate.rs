@@ -1,7 +1,8 @@
 //! Evaluates a table of predictions.
 //!
 //! The table is the CSV that `predict` writes: `id`, `split`, one column a label (0, 1 or empty for
-//! unknown), and `logit:LABEL` and `prob:LABEL` for each label. Further columns are ignored.
+//! unknown), `logit:LABEL` and `prob:LABEL` for each label, and those of [`Heat`] where there are masks. Further columns are
+//! ignored.
 //!
 //! ```
 //! let csv = "id,split,lesion,logit:lesion,prob:lesion\n\
@@ -13,6 +14,7 @@
 //! ```
 
 mod error;
+pub(crate) mod localisation;
 mod predictions;
 mod subgroup;
 mod table;
@@ -20,6 +22,7 @@ mod table;
 use serde::{Deserialize, Serialize};
 
 pub use error::EvaluateError;
+pub use localisation::{Heat, Localisation, MeanDice};
 pub use predictions::{Case, Predictions};
 pub use subgroup::{Subgroup, SubgroupLabel, Subgroups, subgroups};
 
@@ -58,6 +61,9 @@ pub struct Evaluation {
     pub macro_average_precision_ci: Option<[f64; 2]>,
     /// The VLM3D challenge's metrics.
     pub vlm3d: Option<Vlm3d>,
+    /// Heat maps against masks, where there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub localisation: Option<Localisation>,
 }
 
 /// How good the predictions of one label are; what one class alone leaves undefined is absent.
@@ -170,6 +176,7 @@ pub fn evaluate(predictions: &Predictions, split: &str) -> Result<Evaluation, Ev
         macro_average_precision: metrics::macro_mean(labels.iter().map(|l| l.average_precision)),
         macro_average_precision_ci: intervals.macro_average_precision,
         vlm3d: metrics::vlm3d(&pairs),
+        localisation: localisation::localisation(&predictions.cases, split),
         labels,
     })
 }

@@ -13,7 +13,7 @@ mod rank;
 mod temperature;
 mod vlm3d;
 
-pub use bootstrap::{Bootstrap, Known, REPLICATES, bootstrap};
+pub use bootstrap::{Bootstrap, Known, REPLICATES, bootstrap, bootstrap_mean};
 pub use calibration::{Bin, brier, expected_calibration_error, reliability};
 pub use curve::{PrPoint, RocPoint, average_precision, precision_recall, roc};
 pub use operating::{Chosen, Confusion, Rule, choose, sensitivity_at, wilson};

@@ -16,7 +16,7 @@ mod vit;
 
 pub use encoder::{Encoder, Encoding};
 pub(crate) use network::chunks;
-pub use network::{Attended, Network, Prediction, attended};
+pub use network::{Network, Prediction};
 pub(crate) use parameters::stored;
 pub use parameters::{Factors, Group, Parameters};
 

@@ -6,10 +6,13 @@ use firmware_config::Activation;
 use indicatif::ProgressBar;
 
 use crate::Error;
-use crate::data::{Slices, Table};
+use crate::data::{Slices, Split, Table};
+use crate::evaluate::Heat;
+use crate::evaluate::localisation::COLUMNS;
 use crate::fit::bar;
+use crate::localise::{self, Located, best_level, locate};
 use crate::metrics::{self, auroc, macro_mean};
-use crate::model::{Network, Parameters};
+use crate::model::{Network, Parameters, Prediction};
 use crate::task::Task;
 use crate::workers::Workers;
 
@@ -20,21 +23,43 @@ pub struct Row {
     pub index: usize,
     /// `[C]`.
     pub logits: Vec<f32>,
+    /// The heat map against the sample's mask, where that was looked at.
+    pub located: Option<Located>,
 }
 
-/// Predicts every sample of a table with `threads` threads.
+/// Volumes whose heat maps are held at a time.
+const HELD: usize = 64;
+
+/// Predicts every sample of a table with `threads` threads; where one has a mask, its heat map is compared with it, with a
+/// tolerance in mm for the peak.
 pub fn predict(
     network: &Network,
     table: &Table,
     task: &Task,
+    tolerance_mm: f64,
     threads: usize,
     progress: bool,
 ) -> Result<Vec<Row>, Error> {
     let indices: Vec<usize> = (0..table.samples.len()).collect();
     let bar = bar(progress, indices.len(), "predictions");
     let workers = Workers::new(network, threads, threads)?;
-    let load = |i: usize| Slices::load(table, &table.samples[i], &task.recipe).map(Arc::new);
-    let rows = rows(&workers, &network.parameters, &indices, load, task, &bar)?;
+    let mut bare = table.clone();
+    bare.keep_masks(|_| false);
+    let load = |i: usize| Slices::load(&bare, &bare.samples[i], &task.recipe).map(Arc::new);
+    let (chunk, grid) = (task.train.chunk, network.encoder.arch().grid(task.recipe.size).unwrap_or([1, 1]));
+    let work = move |network: &Network, slices: &Slices| {
+        let Prediction { logits, heatmap, .. } = network.predict(slices, chunk)?;
+        Ok((logits, heatmap))
+    };
+    let mut rows = Vec::with_capacity(indices.len());
+    for part in indices.chunks(HELD) {
+        let found = workers.over(&network.parameters, part, load, work, |n| bar.inc(n as u64))?;
+        for (&index, (logits, heatmap)) in part.iter().zip(found) {
+            let sample = &table.samples[index];
+            let located = locate(table, sample, &task.recipe, &heatmap, grid, tolerance_mm)?;
+            rows.push(Row { index, logits, located });
+        }
+    }
     bar.finish_and_clear();
     Ok(rows)
 }
@@ -51,7 +76,7 @@ pub(crate) fn rows(
     let chunk = task.train.chunk;
     let work = move |network: &Network, slices: &Slices| Ok(network.predict(slices, chunk)?.logits);
     let logits = workers.over(parameters, indices, load, work, |n| bar.inc(n as u64))?;
-    Ok(indices.iter().zip(logits).map(|(&index, logits)| Row { index, logits }).collect())
+    Ok(indices.iter().zip(logits).map(|(&index, logits)| Row { index, logits, located: None }).collect())
 }
 
 /// The temperature that calibrates `rows` best; 1 where none can be told.
@@ -61,16 +86,21 @@ pub fn temperature(table: &Table, task: &Task, rows: &[&Row]) -> f64 {
     metrics::temperature(&volumes, task.activation()).unwrap_or(1.0)
 }
 
-/// CSV with `id`, `split`, the labels (0, 1 or empty), `logit:LABEL` and `prob:LABEL`, which is after `temperature`.
+/// CSV with `id`, `split`, the labels (0, 1 or empty), `logit:LABEL` and `prob:LABEL`, which is after `temperature`; where a heat
+/// map was compared with a mask also the columns of [`Heat`].
 pub fn csv(table: &Table, task: &Task, rows: &[Row], temperature: f64) -> Result<Vec<u8>, Error> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let failed = |e: csv::Error| Error::io("predictions")(std::io::Error::other(e));
     let labels = || task.labels.iter();
+    let with_heat = rows.iter().any(|row| row.located.is_some());
+    let val = rows.iter().filter(|row| table.samples[row.index].split == Split::Val);
+    let level = best_level(val.filter_map(|row| row.located.as_ref()));
     let header = ["id".to_owned(), "split".into()]
         .into_iter()
         .chain(labels().cloned())
         .chain(labels().map(|l| format!("logit:{l}")))
-        .chain(labels().map(|l| format!("prob:{l}")));
+        .chain(labels().map(|l| format!("prob:{l}")))
+        .chain(with_heat.then_some(COLUMNS).into_iter().flatten().map(String::from));
     writer.write_record(header).map_err(failed)?;
     for row in rows {
         let sample = &table.samples[row.index];
@@ -80,10 +110,24 @@ pub fn csv(table: &Table, task: &Task, rows: &[Row], temperature: f64) -> Result
             .into_iter()
             .chain(targets)
             .chain(row.logits.iter().map(ToString::to_string))
-            .chain(probabilities.iter().map(ToString::to_string));
+            .chain(probabilities.iter().map(ToString::to_string))
+            .chain(with_heat.then(|| heat(row.located.as_ref(), level)).into_iter().flatten());
         writer.write_record(record).map_err(failed)?;
     }
     writer.into_inner().map_err(|e| Error::io("predictions")(e.into_error()))
+}
+
+/// The cells of [`COLUMNS`], with Dice at `level`.
+fn heat(located: Option<&Located>, level: Option<usize>) -> [String; 5] {
+    let Some(located) = located else { return Default::default() };
+    let heat = Heat {
+        hit: located.hit,
+        share: located.share,
+        dice: level.map(|k| located.dice[k]),
+        level: level.map(localise::level),
+        best_dice: located.best(),
+    };
+    heat.cells()
 }
 
 /// Scores and truth of the rows whose label `label` is known; the scores rank as the probabilities do.

@@ -59,7 +59,7 @@ impl Slices {
 }
 
 /// Reads the only volume of a sample's `what`.
-fn single(table: &Table, sample: &Sample, path: &Path, what: &str) -> Result<Volume, Error> {
+pub(crate) fn single(table: &Table, sample: &Sample, path: &Path, what: &str) -> Result<Volume, Error> {
     let unusable = |e: VolumeError| Error::Scan { id: sample.id.clone(), source: Box::new(e.into()) };
     let mut volumes = read(path, &ReadOptions::default()).map_err(unusable)?;
     match volumes.pop() {

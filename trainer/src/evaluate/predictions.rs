@@ -3,6 +3,7 @@ use std::io::Read;
 use std::path::Path;
 
 use super::EvaluateError;
+use super::localisation::{COLUMNS, Heat};
 use crate::metrics::Known;
 
 /// A table of predictions.
@@ -29,6 +30,8 @@ pub struct Case {
     pub logits: Vec<f64>,
     /// Each label's probability.
     pub probabilities: Vec<f64>,
+    /// Heat map against mask, where there is one.
+    pub heat: Option<Heat>,
 }
 
 impl Predictions {
@@ -63,6 +66,12 @@ impl Predictions {
             .map(|l| Ok([column(l)?, column(&format!("logit:{l}"))?, column(&format!("prob:{l}"))?]))
             .collect::<Result<Vec<_>, EvaluateError>>()?;
 
+        let heat = if column(COLUMNS[0]).is_ok() { Some(COLUMNS.map(&column)) } else { None };
+        let heat = match heat {
+            Some([hit, share, dice, level, best]) => Some([hit?, share?, dice?, level?, best?]),
+            None => None,
+        };
+
         let mut seen = HashSet::new();
         let mut cases = Vec::new();
         for record in reader.records() {
@@ -89,7 +98,13 @@ impl Predictions {
                 truth: Vec::new(),
                 logits: Vec::new(),
                 probabilities: Vec::new(),
+                heat: None,
             };
+            if let Some(columns) = heat {
+                let cells = columns.map(|column| &record[column]);
+                case.heat = Heat::parse(cells)
+                    .map_err(|wrong| EvaluateError::heat(name, line, wrong, cells[wrong.0]))?;
+            }
             for &[truth, logit, probability] in &columns {
                 cell(truth, "0, 1 or nothing", ["0", "1", ""].contains(&&record[truth]))?;
                 case.truth.push(match &record[truth] {

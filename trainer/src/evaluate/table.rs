@@ -62,6 +62,9 @@ impl fmt::Display for Evaluation {
                 number(v.crg)
             )?;
         }
+        if let Some(localisation) = &self.localisation {
+            write!(f, "\n{localisation}")?;
+        }
         Ok(())
     }
 }

@@ -10,6 +10,8 @@ use crate::task::Task;
 const LOGITS: f64 = 1e-3;
 /// Largest difference of an embedding, relative to its length, that is let through.
 const EMBEDDINGS: f64 = 1e-3;
+/// Largest difference of a heat map, relative to its peak, that is let through.
+const HEATMAP: f64 = 1e-2;
 /// Scans compared, of validation and test each.
 const SCANS: usize = 2;
 
@@ -24,6 +26,9 @@ pub struct Parity {
     pub embeddings: f64,
     /// Largest absolute difference of a slice weight.
     pub slice_weights: f64,
+    /// Largest difference of a heat map's value, relative to the map's peak.
+    #[serde(default)]
+    pub heatmap: f64,
 }
 
 impl Parity {
@@ -32,6 +37,8 @@ impl Parity {
         self.volumes += 1;
         self.logits = self.logits.max(largest(&expected.logits, &found.logits));
         self.slice_weights = self.slice_weights.max(largest(&expected.slice_weights, &found.slice_weights));
+        let peak = expected.heatmap.iter().fold(f32::MIN_POSITIVE, |peak, heat| peak.max(heat.abs()));
+        self.heatmap = self.heatmap.max(largest(&expected.heatmap, &found.heatmap) / f64::from(peak));
         let dim = expected.embeddings.len() / expected.slice_weights.len().max(1);
         for (a, b) in expected.embeddings.chunks_exact(dim).zip(found.embeddings.chunks_exact(dim)) {
             let square = |x: f32| f64::from(x) * f64::from(x);
@@ -45,9 +52,11 @@ impl Parity {
 
     /// An error where a difference is larger than is let through.
     pub(super) fn enforce(&self) -> Result<(), Error> {
-        for (what, found, limit) in
-            [("the logits", self.logits, LOGITS), ("the slice embeddings", self.embeddings, EMBEDDINGS)]
-        {
+        for (what, found, limit) in [
+            ("the logits", self.logits, LOGITS),
+            ("the slice embeddings", self.embeddings, EMBEDDINGS),
+            ("the heat map", self.heatmap, HEATMAP),
+        ] {
             if found > limit {
                 return Err(Error::Parity { what: what.into(), found, limit });
             }
@@ -102,12 +111,12 @@ mod tests {
 
     fn prediction(logit: f32, embedding: f32) -> Prediction {
         let embeddings = vec![3.0, 4.0, 0.0, embedding];
-        Prediction { logits: vec![logit], slice_weights: vec![0.5; 2], embeddings }
+        Prediction { logits: vec![logit], slice_weights: vec![0.5; 2], embeddings, heatmap: vec![0.02, 0.01] }
     }
 
     fn output(logit: f32, embedding: f32) -> Output {
-        let Prediction { logits, slice_weights, embeddings } = prediction(logit, embedding);
-        Output { logits, slice_weights, heatmap: vec![], embeddings }
+        let Prediction { logits, slice_weights, embeddings, heatmap } = prediction(logit, embedding);
+        Output { logits, slice_weights, heatmap, embeddings }
     }
 
     #[test]
@@ -123,6 +132,15 @@ mod tests {
         let mut parity = Parity::default();
         parity.add(&prediction(1.0, 2.0), &output(1.0, 2.003));
         assert!(parity.enforce().unwrap_err().to_string().contains("embeddings"));
+        // A hundredth of the peak is 2e-4.
+        for (off, passes) in [(1e-4, true), (4e-4, false)] {
+            let mut parity = Parity::default();
+            let found = output(1.0, 2.0);
+            let heatmap = vec![found.heatmap[0], found.heatmap[1] + off];
+            parity.add(&prediction(1.0, 2.0), &Output { heatmap, ..found });
+            assert!((parity.heatmap - f64::from(off) / 0.02).abs() < 1e-6);
+            assert_eq!(parity.enforce().is_ok(), passes);
+        }
     }
 
     #[test]

@@ -54,10 +54,6 @@ pub fn bootstrap(labels: &[Known], cases: usize, replicates: usize) -> Bootstrap
             all[labels.len()].extend(macro_mean(both.iter().map(|b| b.map(|b| b[index]))));
         }
     }
-    let middle = |mut values: Vec<f64>| {
-        values.sort_unstable_by(f64::total_cmp);
-        Some([quantile(&values, 0.025)?, quantile(&values, 0.975)?])
-    };
     let macros = [&mut auroc, &mut precision].map(|all| all.pop().and_then(middle));
     Bootstrap {
         auroc: auroc.into_iter().map(middle).collect(),
@@ -65,6 +61,22 @@ pub fn bootstrap(labels: &[Known], cases: usize, replicates: usize) -> Bootstrap
         macro_auroc: macros[0],
         macro_average_precision: macros[1],
     }
+}
+
+/// 95 % percentile interval of the mean of `values`, one a case, over `replicates` resamples; `None` of none.
+pub fn bootstrap_mean(values: &[f64], replicates: usize) -> Option<[f64; 2]> {
+    let mut times = vec![0u32; values.len()];
+    let mean = |replicate: usize| {
+        draw(replicate, &mut times);
+        times.iter().zip(values).map(|(&n, x)| f64::from(n) * x).sum::<f64>() / values.len() as f64
+    };
+    if values.is_empty() { None } else { middle((0..replicates).map(mean).collect()) }
+}
+
+/// The middle 95 % of values.
+fn middle(mut values: Vec<f64>) -> Option<[f64; 2]> {
+    values.sort_unstable_by(f64::total_cmp);
+    Some([quantile(&values, 0.025)?, quantile(&values, 0.975)?])
 }
 
 /// How often each case is in the resample `replicate`.
@@ -192,6 +204,18 @@ mod tests {
         let mean = macro_mean(labels.iter().map(|l| auroc(&l.scores, &l.truth))).unwrap();
         assert!(low < mean && mean < high);
         assert!(high - low < found.auroc[1].map(|[low, high]| high - low).unwrap(), "a mean varies less");
+    }
+
+    #[test]
+    fn the_interval_of_a_mean_is_about_the_normal_one() {
+        let values: Vec<f64> = (0..60).map(|i| f64::from(i * i % 17) / 16.0).collect();
+        let mean = values.iter().sum::<f64>() / 60.0;
+        let variance = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 60.0;
+        let half = 1.96 * (variance / 60.0).sqrt();
+        let [low, high] = bootstrap_mean(&values, REPLICATES).unwrap();
+        assert!((low - (mean - half)).abs() < 0.15 * half, "{low} {}", mean - half);
+        assert!((high - (mean + half)).abs() < 0.15 * half, "{high} {}", mean + half);
+        assert_eq!(bootstrap_mean(&[], REPLICATES), None);
     }
 
     /// `numpy.quantile([1, 2, 4, 8], 0.3)` is 1.9.

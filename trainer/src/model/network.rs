@@ -20,6 +20,8 @@ pub struct Prediction {
     pub slice_weights: Vec<f32>,
     /// `[S, d]`.
     pub embeddings: Vec<f32>,
+    /// The last block's attention times the slice's weight, `[S, gh, gw]`, as the exported graph has it.
+    pub heatmap: Vec<f32>,
 }
 
 impl Network {
@@ -42,38 +44,23 @@ impl Network {
     /// Predicts one volume, at most `chunk` slices at a time, without gradients.
     pub fn predict(&self, slices: &Slices, chunk: usize) -> Result<Prediction, TchError> {
         let _guard = tch::no_grad_guard();
-        let embeddings = chunks(slices, chunk, self.encoder.device(), |slices| self.embed(slices))?;
+        let both = chunks(slices, chunk, self.encoder.device(), |slices| {
+            let encoded = self.encode(slices, false)?;
+            Tensor::f_cat(&[encoded.cls, encoded.cls_attention], 1)
+        })?;
+        let dim = self.encoder.arch().dim as i64;
+        let embeddings = both.f_narrow(1, 0, dim)?.f_contiguous()?;
+        let attention = both.f_narrow(1, dim, both.size()[1] - dim)?;
         let pooled = self.pool(&embeddings)?;
+        let heatmap = attention.f_mul(&pooled.weights.f_unsqueeze(1)?)?;
         let values = |tensor: &Tensor| Ok::<_, TchError>(stored(tensor)?.data);
         Ok(Prediction {
             logits: values(&pooled.logits)?,
             slice_weights: values(&pooled.weights)?,
             embeddings: values(&embeddings)?,
+            heatmap: values(&heatmap)?,
         })
     }
-}
-
-/// Where a network looked in a volume.
-pub struct Attended {
-    /// `[S]`, sums to 1.
-    pub slice_weights: Vec<f32>,
-    /// The last block's attention times the slice's weight, `[S, gh, gw]`, as the exported graph has it.
-    pub heatmap: Vec<f32>,
-}
-
-/// The heat map of one volume, at most `chunk` slices at a time.
-pub fn attended(network: &Network, slices: &Slices, chunk: usize) -> Result<Attended, TchError> {
-    let _guard = tch::no_grad_guard();
-    let factors = network.parameters.factors()?;
-    let both = chunks(slices, chunk, network.encoder.device(), |slices| {
-        let encoding = network.encoder.encode(slices, Some(&factors), false)?;
-        Tensor::f_cat(&[encoding.cls, encoding.cls_attention], 1)
-    })?;
-    let dim = network.encoder.arch().dim as i64;
-    let weights = network.pool(&both.f_narrow(1, 0, dim)?)?.weights;
-    let attention = both.f_narrow(1, dim, both.size()[1] - dim)?;
-    let heatmap = attention.f_mul(&weights.f_unsqueeze(1)?)?;
-    Ok(Attended { slice_weights: stored(&weights)?.data, heatmap: stored(&heatmap)?.data })
 }
 
 /// Applies `encode` to at most `chunk` slices at a time and joins its rows.

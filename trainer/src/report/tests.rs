@@ -5,7 +5,6 @@ use crate::data::Slices;
 use crate::export::{self, export};
 use crate::fit::fit;
 use crate::fit::tests::Bench;
-use crate::model::attended;
 
 #[test]
 fn the_worst_cases_are_drawn_with_the_heat_map_that_the_graph_gives() {
@@ -26,7 +25,7 @@ fn the_worst_cases_are_drawn_with_the_heat_map_that_the_graph_gives() {
     let network = run.network(&run.backbone(None).unwrap(), Device::Cpu).unwrap();
     let table = Table::read(&bench.path("data.csv"), &task.labels, task.loss, false).unwrap();
     let slices = Slices::load(&table, &table.samples[3], &task.recipe).unwrap();
-    let found = attended(&network, &slices, 2).unwrap();
+    let found = network.predict(&slices, 2).unwrap();
     let engine = Engine::load(std::fs::read(&exported.graph).unwrap(), 1).unwrap();
     let each = 3 * 28 * 28;
     let write = |s: usize, out: &mut [f32]| out.copy_from_slice(&slices.values[s * each..][..each]);

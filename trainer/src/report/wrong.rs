@@ -8,7 +8,7 @@ use crate::Error;
 use crate::data::{Slices, Table};
 use crate::evaluate::{Case, Predictions};
 use crate::html;
-use crate::model::{Network, attended};
+use crate::model::Network;
 use crate::task::Task;
 
 /// A probability of 0 costs as much as this one.
@@ -58,7 +58,7 @@ pub(super) fn draw(network: &Network, task: &Task, table: &Table, case: &Case) -
         problem: format!("its image {} holds no volume", sample.image.display()),
     })?;
     let prepared = Prepared::new(volume, &task.recipe).map_err(|e| unusable(e.into()))?;
-    let seen = attended(network, &Slices::of(&prepared), task.train.chunk)?;
+    let seen = network.predict(&Slices::of(&prepared), task.train.chunk)?;
     let labels: Vec<(&str, f64)> =
         task.labels.iter().map(String::as_str).zip(case.probabilities.iter().copied()).collect();
     let size = task.recipe.size;

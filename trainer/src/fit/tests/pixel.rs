@@ -1,9 +1,13 @@
 //! Fits with pixel supervision.
 
+use runtime::infer::{Context, LoadedTask};
 use runtime::tensor::{read_safetensors, safetensors_bytes};
 use runtime::volume::{ReadOptions, read};
 
 use super::*;
+use crate::evaluate::{Predictions, evaluate};
+use crate::localise;
+use crate::predict::{csv, predict};
 use crate::task::Pixel;
 
 /// The bench with masks of the bright blocks, and a task that learns from them.
@@ -118,4 +122,81 @@ fn masks_that_are_missing_or_lie_elsewhere_are_refused() {
         csv.lines().filter(|line| !line.contains(",train,") || line.contains(",,")).collect();
     refuse(&few.join("\n"), &["no row with split train has a mask"]);
     refuse(&csv.replace("1.nii.gz,1.mask", "1.nii.gz,3.mask"), &["1.nii.gz", "3.mask.nii.gz", "resample"]);
+}
+
+/// The heat maps that libtorch's predictions are measured by are those that the device writes.
+#[test]
+fn predictions_tell_how_far_the_devices_heat_maps_show_the_masks() {
+    let bench = bench();
+    fit(&bench.options("run")).unwrap();
+    let exported = export::export(&export::Options {
+        peft: None,
+        run: bench.path("run"),
+        out: bench.path("out"),
+        backbone: None,
+        data: None,
+        device: Device::Cpu,
+        threads: 1,
+    })
+    .unwrap();
+    assert!(exported.parity.heatmap <= 1e-4, "{:?}", exported.parity);
+    let run = Run::open(&bench.path("run")).unwrap();
+    let task = &run.settings().task;
+    let network = run.network(&run.backbone(None).unwrap(), Device::Cpu).unwrap();
+    let table = Table::read(&bench.path("data.csv"), &task.labels, task.loss, true).unwrap();
+    let rows = predict(&network, &table, task, 4.0, 2, false).unwrap();
+
+    let loaded = LoadedTask::open(&exported.graph, &exported.plugin, 1).unwrap();
+    let context = Context::given("test".into(), std::time::UNIX_EPOCH);
+    let mut compared = 0;
+    for row in &rows {
+        let sample = &table.samples[row.index];
+        let Some(mask) = &sample.mask else {
+            assert_eq!(row.located, None);
+            continue;
+        };
+        let volume = read(&sample.image, &ReadOptions::default()).unwrap().remove(0);
+        let mask = read(mask, &ReadOptions::default()).unwrap().remove(0);
+        let prepared = loaded.prepare(&volume).unwrap();
+        let said = loaded.classify(&prepared, &context, &|_, _| ()).unwrap();
+        let heat = prepared.heatmap_volume(&said.output.heatmap, loaded.engine.grid());
+        let peak = (0..heat.len()).max_by(|&a, &b| heat[a].total_cmp(&heat[b]).then(b.cmp(&a))).unwrap();
+        // Voxels of 2, 2 and 5 mm: within 4 mm are two steps along a row or a column, and one of each.
+        let at = |i: usize| [i % 14, i / 14 % 14, i / 196].map(|n| n as isize);
+        let near = |i: usize| {
+            let [x, y, z] = std::array::from_fn(|k| at(i)[k] - at(peak)[k]);
+            z == 0 && x * x + y * y <= 4
+        };
+        let located = row.located.as_ref().unwrap();
+        let hit = (0..heat.len()).any(|i| mask.voxels[i] > 0.5 && near(i));
+        assert_eq!(located.hit, hit, "{}", sample.id);
+        // Dice of the hottest: every voxel that reaches an eighth of the peak.
+        let marked = |i: usize| heat[i] >= heat[peak] / 8.0;
+        let both = (0..heat.len()).filter(|&i| marked(i) && mask.voxels[i] > 0.5).count();
+        let sum =
+            (0..heat.len()).filter(|&i| marked(i)).count() + mask.voxels.iter().filter(|&&m| m > 0.5).count();
+        assert!((located.dice[12] - 2.0 * both as f64 / sum as f64).abs() < 0.02, "{}", sample.id);
+        compared += 1;
+    }
+    assert_eq!(compared, 10);
+
+    let text = csv(&table, task, &rows, 1.0).unwrap();
+    let predictions = Predictions::parse("p.csv", text.as_slice()).unwrap();
+    let mean = |split: Split, dice: &dyn Fn(&localise::Located) -> f64| {
+        let found: Vec<f64> = rows
+            .iter()
+            .filter(|row| table.samples[row.index].split == split)
+            .filter_map(|row| row.located.as_ref().map(dice))
+            .collect();
+        found.iter().sum::<f64>() / found.len() as f64
+    };
+    let level = (0..localise::LEVELS)
+        .rev()
+        .max_by(|&a, &b| mean(Split::Val, &|l| l.dice[a]).total_cmp(&mean(Split::Val, &|l| l.dice[b])))
+        .unwrap();
+    let found = evaluate(&predictions, "test").unwrap().localisation.unwrap();
+    let dice = found.dice.unwrap();
+    assert_eq!((found.cases, dice.level), (2, localise::level(level)));
+    assert!((dice.value - mean(Split::Test, &|l| l.dice[level])).abs() < 1e-9);
+    assert!((found.best_dice - mean(Split::Test, &localise::Located::best)).abs() < 1e-9);
 }
