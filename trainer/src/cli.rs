@@ -188,7 +188,7 @@ struct Report {
     #[arg(long, value_name = "HTML")]
     out: PathBuf,
     /// Show so many of the test volumes of the greatest loss, with their heat maps; 0 needs neither backbone nor scans
-    #[arg(long, value_name = "N", default_value_t = 6)]
+    #[arg(long, value_name = "N", default_value_t = 4)]
     wrong: usize,
     /// Picture to show, as `scanside infer --picture` writes it; repeatable
     #[arg(long, value_name = "PNG")]

@@ -21,7 +21,8 @@ pub use report::{LabelSummary, Summary};
 
 use crate::Error;
 use crate::data::{Cache, Scale, Split, Table, augment, in_order, order};
-use crate::model::{Encoder, Group, Network, Parameters};
+use crate::loss::Loss;
+use crate::model::{Encoder, Group, Network, Ordinal, Parameters};
 use crate::optim::{AdamW, Rates, norm, schedule};
 use crate::peft;
 use crate::precision::{Precision, Scaler};
@@ -140,6 +141,7 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
     let encoder = encoder.with_precision(options.precision.kind())?;
     let network = Network { encoder, parameters };
     drop(backbone);
+    let ordinal = (task.loss == Loss::Ordinal).then(|| Ordinal::new(&network.parameters)).transpose()?;
     let average = task.train.ema.is_some().then(|| network.parameters.copy()).transpose()?;
     let named = network.parameters.named.iter();
     let mut optimiser = AdamW::new(
@@ -171,6 +173,7 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
         table: &table,
         cache: &cache,
         network,
+        ordinal,
         average,
         workers,
         optimiser,
@@ -275,6 +278,7 @@ struct Fit<'a> {
     table: &'a Table,
     cache: &'a Cache<'a>,
     network: Network,
+    ordinal: Option<Ordinal>,
     /// The parameters' running mean.
     average: Option<Parameters>,
     workers: Workers,
@@ -329,7 +333,7 @@ impl Fit<'_> {
 
     /// One pass over the training volumes; returns the mean losses of its steps and the last step's schedule factor.
     fn train(&mut self, epoch: usize, kept: usize, bar: &ProgressBar) -> Result<(Losses, f64), Error> {
-        let Self { task, table, cache, network, average, workers, optimiser, scaler, events, .. } = self;
+        let Self { task, table, cache, network, ordinal, average, workers, optimiser, scaler, events, .. } = self;
         let train = &task.train;
         let samples = table.split(Split::Train);
         let order = order(&table.samples, &samples, task.loss, train.sampling, train.seed, epoch as u64);
@@ -374,6 +378,9 @@ impl Fit<'_> {
                 total,
             );
             if let Some((Losses { total: loss, pixel }, mut gradients)) = made {
+                if let Some(ordinal) = ordinal.as_ref() {
+                    ordinal.tie(&gradients)?;
+                }
                 let norm = norm(&gradients)?;
                 if !(loss.is_finite() && norm.is_finite()) {
                     if scaler.as_mut().is_some_and(Scaler::skipped) {
@@ -391,6 +398,9 @@ impl Fit<'_> {
                     Group::Lora => Rates { lr: train.lr_lora * factor, decay: train.decay_lora },
                     Group::Head => Rates { lr: train.lr_head * factor, decay: train.decay_head },
                 })?;
+                if let Some(ordinal) = ordinal.as_ref() {
+                    ordinal.order(&network.parameters)?;
+                }
                 if let (Some(average), Some(decay)) = (average.as_ref(), train.ema) {
                     average.follow(&network.parameters, decay, optimiser.steps())?;
                 }

@@ -24,6 +24,9 @@ pub enum Loss {
     Bce,
     /// Cross-entropy over labels of which exactly one holds.
     Ce,
+    /// Labels that say "at least grade k" for rising k: binary cross-entropy of each, on a head whose rows are tied
+    /// ([`crate::model::Ordinal`]).
+    Ordinal,
 }
 
 fn gamma() -> f64 {
@@ -44,7 +47,7 @@ impl Loss {
     /// How many terms `targets` add to the mean: the known labels; for cross-entropy one where a label is positive.
     pub fn terms(self, targets: &[Option<bool>]) -> usize {
         match self {
-            Self::Focal { .. } | Self::Bce => targets.iter().flatten().count(),
+            Self::Focal { .. } | Self::Bce | Self::Ordinal => targets.iter().flatten().count(),
             Self::Ce => usize::from(targets.contains(&Some(true))),
         }
     }
@@ -63,7 +66,7 @@ impl Loss {
         }
         let (spread, share) = match self {
             Self::Ce => (logits.f_log_softmax(0, None)?.f_mean(None)?.f_neg()?, smoothing),
-            Self::Focal { .. } | Self::Bce => {
+            Self::Focal { .. } | Self::Bce | Self::Ordinal => {
                 let opposite: Vec<_> = targets.iter().map(|t| t.map(|t| !t)).collect();
                 (self.sum(logits, &opposite)?, 0.5 * smoothing)
             }
@@ -155,6 +158,7 @@ mod tests {
             target * log(f64::from(z), true) + (1.0 - target) * log(f64::from(z), false)
         };
         close(smoothed(Loss::Bce), soft(0.7, 0.9) + soft(-1.2, 0.1));
+        close(smoothed(Loss::Ordinal), soft(0.7, 0.9) + soft(-1.2, 0.1));
         // torch.nn.functional.cross_entropy(logits, tensor(0), label_smoothing=0.2)
         let total: f64 = logits.iter().map(|&z| f64::from(z).exp()).sum();
         let nll = |z: f32| total.ln() - f64::from(z);

@@ -9,6 +9,7 @@ pub(crate) mod decoder;
 mod encoder;
 mod layers;
 mod network;
+mod ordinal;
 mod parameters;
 mod pooling_head;
 mod rotation;
@@ -17,6 +18,7 @@ mod vit;
 pub use encoder::{Encoder, Encoding};
 pub(crate) use network::chunks;
 pub use network::{Network, Prediction};
+pub use ordinal::Ordinal;
 pub(crate) use parameters::stored;
 pub use parameters::{Factors, Group, Parameters};
 

@@ -46,7 +46,7 @@ pub struct Task {
     /// How logits become probabilities. Default: softmax for cross-entropy, else sigmoid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activation: Option<Activation>,
-    /// Default: `{ kind = "focal", gamma = 2, alpha = 0.25 }`; also `{ kind = "bce" }`, `{ kind = "ce" }`.
+    /// Default: `{ kind = "focal", gamma = 2, alpha = 0.25 }`; also `{ kind = "bce" }`, `{ kind = "ce" }`, `{ kind = "ordinal" }`.
     #[serde(default)]
     pub loss: Loss,
     /// How a label's threshold is chosen on the validation volumes. Default: `{ kind = "youden" }`; also `{ kind = "sensitivity",
@@ -224,6 +224,9 @@ impl Task {
         if self.loss == Loss::Ce && self.labels.len() < 2 {
             return wrong("loss", &"ce with one label", "focal or bce, or two labels or more");
         }
+        if self.loss == Loss::Ordinal && self.labels.len() < 2 {
+            return wrong("loss", &"ordinal with one label", "bce, or a label for each grade but the lowest");
+        }
         if let Loss::Focal { gamma, alpha } = self.loss
             && !(gamma >= 0.0 && gamma.is_finite() && (0.0..=1.0).contains(&alpha))
         {
@@ -235,11 +238,7 @@ impl Task {
             return wrong("threshold.at_least", &at_least, "a share above 0 and at most 1");
         }
         if self.activation.is_some_and(|a| a != self.default_activation()) {
-            return wrong(
-                "activation",
-                &"at odds with the loss",
-                "softmax with ce, sigmoid with focal and bce",
-            );
+            return wrong("activation", &"at odds with the loss", "softmax with ce, sigmoid with the others");
         }
         if !(1..=1024).contains(&self.lora.rank) || !self.lora.alpha.is_finite() {
             return wrong("lora", &format!("{:?}", self.lora), "a rank of 1 to 1024 and a finite alpha");
@@ -395,6 +394,7 @@ mod tests {
             ("[train]\naugment = { flip_rows = 2 }", "train.augment.flip_rows is 2"),
             ("[lora]\nrank = 0", "rank"),
             ("loss = { kind = 'ce' }", "ce with one label"),
+            ("loss = { kind = 'ordinal' }", "ordinal with one label"),
             ("activation = 'softmax'", "activation"),
             ("loss = { kind = 'focal', alpha = 2 }", "alpha 2"),
             ("blocks = 0", "blocks is 0"),

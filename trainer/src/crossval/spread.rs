@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-/// Mean and spread of a figure over runs.
+/// Mean and spread over runs of a figure from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// Runs for which the figure is defined.
@@ -9,7 +9,7 @@ pub struct Spread {
     pub mean: f64,
     /// Sample standard deviation; `None` of one run.
     pub sd: Option<f64>,
-    /// 95 % confidence interval of the mean, by Student's t over the runs. Runs of a cross-validation share training volumes, so that
+    /// 95 % confidence interval of the mean, by Student's t over the runs, within 0 to 1. Runs of a cross-validation share training volumes, so that
     /// theirs is too narrow (Bengio and Grandvalet, JMLR 2004).
     pub ci: Option<[f64; 2]>,
 }
@@ -26,7 +26,12 @@ impl Spread {
         let sd = (values.len() > 1)
             .then(|| (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt());
         let half = sd.map(|sd| t_quantile(values.len() - 1) * sd / n.sqrt());
-        Some(Self { runs: values.len(), mean, sd, ci: half.map(|half| [mean - half, mean + half]) })
+        Some(Self {
+            runs: values.len(),
+            mean,
+            sd,
+            ci: half.map(|half| [(mean - half).max(0.0), (mean + half).min(1.0)]),
+        })
     }
 }
 
@@ -71,6 +76,7 @@ mod tests {
         assert!((found.mean - 0.8).abs() < 1e-12 && (found.sd.unwrap() - 0.1).abs() < 1e-12);
         let half = 4.302_653 * 0.1 / 3.0_f64.sqrt();
         assert!((found.ci.unwrap()[0] - (0.8 - half)).abs() < 1e-6);
+        assert_eq!(Spread::of([Some(0.5), Some(1.0)]).unwrap().ci, Some([0.0, 1.0]));
         let one = Spread::of([Some(0.7)]).unwrap();
         assert_eq!((one.sd, one.ci), (None, None));
         assert_eq!(Spread::of([None]), None);

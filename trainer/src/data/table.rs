@@ -122,8 +122,10 @@ impl Table {
                     }
                 })
                 .collect::<Result<Vec<_>, _>>()?;
-            if loss == Loss::Ce {
-                check_exclusive(&targets).map_err(wrong)?;
+            match loss {
+                Loss::Ce => check_exclusive(&targets).map_err(wrong)?,
+                Loss::Ordinal => check_ordered(&labels, &targets).map_err(wrong)?,
+                Loss::Focal { .. } | Loss::Bce => {}
             }
             let file = folder.join(of(image));
             if of(image).is_empty() || !file.exists() {
@@ -197,6 +199,19 @@ fn check_exclusive(targets: &[Option<bool>]) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("{positive} of its labels are 1, but with cross-entropy exactly one must be"))
+}
+
+/// In an ordinal task a label holds only where all labels before it hold.
+fn check_ordered(labels: &[(&str, Option<usize>)], targets: &[Option<bool>]) -> Result<(), String> {
+    let Some(failed) = targets.iter().position(|t| *t == Some(false)) else { return Ok(()) };
+    match targets[failed..].iter().position(|t| *t == Some(true)) {
+        None => Ok(()),
+        Some(after) => Err(format!(
+            "its label `{}` is 0 but `{}` is 1, expected no 1 after a 0, since the labels of an ordinal task are rising grades",
+            labels[failed].0,
+            labels[failed + after].0
+        )),
+    }
 }
 
 #[cfg(test)]
@@ -288,6 +303,18 @@ mod tests {
         std::fs::write(&path, "id,split,image\n1,train,a.nii\n2,val,copy.nii\n").unwrap();
         let error = Table::read(&path, &["x".into()], Loss::Bce, true).unwrap_err().to_string();
         assert!(error.contains("copy.nii is in split val and, by row 2, in split train too"), "{error}");
+    }
+
+    #[test]
+    fn ordinal_labels_rise_grade_by_grade() {
+        let with = |x: &str, y: &str| {
+            read(&format!("id,split,image,x,y\n1,val,a.nii,{x},{y}\n"), Loss::Ordinal, false)
+        };
+        for (x, y) in [("0", "0"), ("1", "0"), ("1", "1"), ("", "1"), ("0", ""), ("", "")] {
+            assert!(with(x, y).is_ok(), "{x} {y}");
+        }
+        let error = with("0", "1").unwrap_err().to_string();
+        assert!(error.contains("row 2 of") && error.contains("`x` is 0 but `y` is 1"), "{error}");
     }
 
     #[test]

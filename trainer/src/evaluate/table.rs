@@ -90,7 +90,7 @@ fn points(f: &mut fmt::Formatter<'_>, labels: &[LabelEvaluation], width: usize) 
     writeln!(
         f,
         "\n{:width$}  {:longest$}  {:>9}  {:>21}  {:>21}",
-        "label", "threshold", "", "sens (95 % CI)", "spec (95 % CI)"
+        "label", "rule", "threshold", "sens (95 % CI)", "spec (95 % CI)"
     )?;
     for (l, point) in all() {
         let sensitivity = interval(point.sensitivity, point.sensitivity_ci);

@@ -7,6 +7,7 @@ use crate::Error;
 use crate::evaluate::{Evaluation, evaluate};
 use crate::fit::Summary;
 use crate::run::{Run, file};
+use crate::task::Augment;
 
 /// The model card.
 pub(super) fn markdown(run: &Run, manifest: &Manifest, parity: &Parity) -> Result<String, Error> {
@@ -78,19 +79,15 @@ fn training(card: &mut String, run: &Run, summary: Option<&Summary>) -> std::fmt
         train.lr_lora,
         train.lr_head
     )?;
-    let best = summary.map_or(String::new(), |s| format!(", the best one the {}th", s.best_epoch));
-    let epochs = run.best.state.history.len();
+    let best = summary.map_or(run.best.state.best, |s| s.best_epoch);
+    writeln!(card, "- At most {} epochs, batches of {}; kept: epoch {best}", train.epochs, train.batch)?;
+    writeln!(card, "- Augmentation: {}", changed(&train.augment, &Augment::default()))?;
     writeln!(
         card,
-        "- Up to {} epochs of batches of {} ({epochs} until the kept checkpoint{best})",
-        train.epochs, train.batch
+        "- Seed {}; {} threads on {}, {}",
+        train.seed, settings.threads, settings.device, settings.build
     )?;
-    writeln!(card, "- Augmentation: {}", toml(&train.augment))?;
-    writeln!(
-        card,
-        "- Seed {}; {:?}, {} threads on {}; {}",
-        train.seed, settings.precision, settings.threads, settings.device, settings.build
-    )?;
+    writeln!(card, "- Precision of matrix products: {}", toml(&settings.precision))?;
     if let Some(sha256) = &settings.data.split_sha256 {
         writeln!(card, "- One fit of a cross-validation; the split's SHA-256 is `{sha256}`")?;
     }
@@ -104,6 +101,17 @@ fn training(card: &mut String, run: &Run, summary: Option<&Summary>) -> std::fmt
 fn toml(value: &impl serde::Serialize) -> String {
     let text = ::toml::Value::try_from(value).map(|value| value.to_string());
     text.map_or_else(|_| String::new(), |text| format!("`{text}`"))
+}
+
+/// What of `value` differs from `default`.
+fn changed(value: &impl serde::Serialize, default: &impl serde::Serialize) -> String {
+    let [Ok(::toml::Value::Table(mut value)), Ok(::toml::Value::Table(default))] =
+        [::toml::Value::try_from(value), ::toml::Value::try_from(default)]
+    else {
+        return String::new();
+    };
+    value.retain(|key, value| default.get(key) != Some(value));
+    if value.is_empty() { "none".into() } else { format!("`{}`", ::toml::Value::Table(value)) }
 }
 
 fn data(card: &mut String, run: &Run, summary: Option<&Summary>) -> std::fmt::Result {

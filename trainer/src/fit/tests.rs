@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::data::Slices;
+use crate::evaluate::Predictions;
 use crate::export;
 use crate::random::unit;
 use crate::run::Run;
@@ -16,7 +17,7 @@ use crate::task::Lora;
 use crate::tensorboard::scalars_in;
 
 /// A DINOv2 of width 48 with 3 blocks and random weights.
-fn backbone_path() -> PathBuf {
+pub(crate) fn backbone_path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../tests/fixtures/reference/backbones/dinov2_hf_98x84/weights.safetensors")
 }
@@ -208,6 +209,38 @@ fn a_running_mean_is_what_is_kept_and_survives_an_interruption() {
 }
 
 #[test]
+fn an_ordinal_fit_keeps_grades_in_order_over_an_interruption() {
+    let mut bench = Bench::new();
+    let table = String::from_utf8(bytes(&bench.path("data.csv"))).unwrap();
+    let graded = table.lines().enumerate().fold(String::new(), |text, (row, line)| {
+        let large = if row == 0 {
+            "large"
+        } else if row % 4 == 2 {
+            "1"
+        } else {
+            "0"
+        };
+        text + &format!("{line},{large}\n")
+    });
+    std::fs::write(bench.path("data.csv"), graded).unwrap();
+    bench.task.labels = vec!["bright".into(), "large".into()];
+    (bench.task.loss, bench.task.train.ema) = (Loss::Ordinal, Some(0.8));
+    fit(&bench.options("straight")).unwrap();
+    fit(&Options { stop_after: Some(1), ..bench.options("resumed") }).unwrap();
+    fit(&bench.options("resumed")).unwrap();
+    let run = Run::open(&bench.path("straight")).unwrap();
+    let content = run.best.content();
+    assert_eq!(content, Run::open(&bench.path("resumed")).unwrap().best.content());
+    let (weight, bias) = (&content["head.weight"].data, &content["head.bias"].data);
+    let (first, second) = weight.split_at(weight.len() / 2);
+    assert!(first == second && bias[0] >= bias[1], "{bias:?}");
+    let predictions = Predictions::read(&bench.path("straight").join(file::PREDICTIONS)).unwrap();
+    assert!(predictions.cases.iter().all(|case| case.probabilities[0] >= case.probabilities[1] - 1e-7));
+    // Fewer volumes have the higher grade, which the biases learn.
+    assert!(bias[0] > bias[1], "{bias:?}");
+}
+
+#[test]
 fn gradients_are_shortened_to_the_limit() {
     let mut bench = Bench::new();
     bench.task.train.epochs = 1;
@@ -339,6 +372,16 @@ fn an_export_reproduces_libtorch_and_its_plugin_rebuilds_the_graph() {
         assert_eq!((plugin.manifest.backbone.blocks, plugin.manifest.golden.len()), (Some(2), 2));
         let threshold = plugin.manifest.labels[0].threshold.as_ref().unwrap();
         assert_eq!(threshold.rule, "youden on validation");
+        for part in [
+            "## Intended use",
+            "- Augmentation: `{ flip_columns = ",
+            "- Loss: `{ kind = \"bce\" }`; AdamW, learning rates 0.005 (factors) and 0.01 (query and head)",
+            "- Seed 3; 1 threads on cpu",
+            "| test | bright | 2 / 2 | ",
+            "; sensitivity ",
+        ] {
+            assert!(plugin.card.contains(part), "{part} in {}", plugin.card);
+        }
         assert!(plugin.card.contains("For research only") && plugin.card.contains("6 positive, 6 negative"));
     }
 }
