@@ -333,7 +333,9 @@ impl Fit<'_> {
 
     /// One pass over the training volumes; returns the mean losses of its steps and the last step's schedule factor.
     fn train(&mut self, epoch: usize, kept: usize, bar: &ProgressBar) -> Result<(Losses, f64), Error> {
-        let Self { task, table, cache, network, ordinal, average, workers, optimiser, scaler, events, .. } = self;
+        let Self {
+            task, table, cache, network, ordinal, average, workers, optimiser, scaler, events, ..
+        } = self;
         let train = &task.train;
         let samples = table.split(Split::Train);
         let order = order(&table.samples, &samples, task.loss, train.sampling, train.seed, epoch as u64);
@@ -407,16 +409,14 @@ impl Fit<'_> {
                 if let Some(scaler) = scaler.as_mut() {
                     scaler.taken();
                 }
-                events.scalars(
-                    now(),
-                    optimiser.steps(),
-                    &[
-                        ("train/loss", loss),
-                        ("train/gradient_norm", norm),
-                        ("lr/lora", train.lr_lora * factor),
-                        ("lr/head", train.lr_head * factor),
-                    ],
-                )?;
+                let mut figures = vec![
+                    ("train/loss", loss),
+                    ("train/gradient_norm", norm),
+                    ("lr/lora", train.lr_lora * factor),
+                    ("lr/head", train.lr_head * factor),
+                ];
+                figures.extend(pixel.map(|pixel| ("train/pixel_loss", pixel)));
+                events.scalars(now(), optimiser.steps(), &figures)?;
                 sum += loss;
                 steps += 1;
                 pixel_sum += pixel.unwrap_or(0.0);
