@@ -217,6 +217,61 @@ fn every_family_goes_from_fit_to_export() {
     }
 }
 
+/// Pixel supervision from fit to export, and heat maps against masks, for every family and in half precision.
+#[test]
+fn masks_are_learned_from_and_measured_against() {
+    for (case, size, precision) in [
+        ("dinov2_hf_98x84", 28, "bf16"),
+        ("dinov3_fb_96x64", 32, "f32"),
+        ("siglip_hf_98x84", 28, "bf16"),
+        ("davit_timm_48x48", 64, "bf16"),
+    ] {
+        let folder = Folder::new();
+        let inside: Vec<f32> = (0..480).map(|v| f32::from(u8::from(v / 120 == 2 && v % 10 < 4))).collect();
+        let geometry = Geometry::from_columns([[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 6.0]], [0.0; 3]);
+        write_nifti(&folder.path("mask.nii"), [10, 12, 4], &inside, &geometry).unwrap();
+        let rows = folder.read("data.csv").replace(".nii,1", ".nii,mask.nii,1").replace(".nii,0", ".nii,,0");
+        folder.write("data.csv", &rows.replace("image,", "image,mask,"));
+        let task = folder.read("task.toml").replace("[28, 28]", &format!("[{size}, {size}]"));
+        folder.write("task.toml", &task.replace("lr_head = 1e-2", "lr_head = 1e-2, pixel = { width = 4 }"));
+        let mut fit = folder.fit("task.toml", "data.csv");
+        fit.extend(["--precision".into(), precision.into()]);
+        let at = fit.iter().position(|word| *word == backbone()).unwrap();
+        fit[at] = fit[at].replace("dinov2_hf_98x84", case);
+        succeed(&strs(&fit));
+        for line in folder.read("run/metrics.csv").lines().skip(1) {
+            let loss: f64 = line.rsplit(',').next().unwrap().parse().unwrap();
+            assert!(loss > 0.0 && loss < 5.0, "{case}: {line}");
+        }
+        let (run, out, data, csv) =
+            (folder.text("run"), folder.text("out"), folder.text("data.csv"), folder.text("p.csv"));
+        assert!(
+            succeed(&["export", "--run", &run, "--out", &out, "--threads", "1"]).contains("heat map's peak")
+        );
+        succeed(&["predict", "--run", &run, "--data", &data, "--out", &csv, "--threads", "1"]);
+        let table = folder.read("p.csv");
+        assert!(
+            table
+                .lines()
+                .next()
+                .unwrap()
+                .ends_with(",heat:hit,heat:share,heat:dice,heat:level,heat:best-dice")
+        );
+        // Four of ten columns in one of four slices.
+        assert!(table.lines().nth(2).unwrap().contains(",0.1,"), "{table}");
+        assert!(table.lines().nth(1).unwrap().ends_with(",,,,,"), "{table}");
+        let told = succeed(&["evaluate", "--predictions", &csv]);
+        assert!(
+            told.contains("heat maps against 1 masks: peak inside") && told.contains("by chance 0.100"),
+            "{told}"
+        );
+    }
+    let folder = Folder::new();
+    let task = folder.read("task.toml").replace("lr_head = 1e-2", "lr_head = 1e-2, pixel = {}");
+    folder.write("pixel.toml", &task);
+    refuse(&strs(&folder.fit("pixel.toml", "data.csv")), "no row with split train has a mask");
+}
+
 #[test]
 fn folds_and_seeds_are_fitted_summed_up_and_evaluated_by_group() {
     let folder = Folder::new();
