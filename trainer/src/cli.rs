@@ -14,7 +14,7 @@ use trainer::precision::Precision;
 use trainer::predict;
 use trainer::run::Run;
 use trainer::task::Task;
-use trainer::{Error, device, report};
+use trainer::{Error, device, import, report};
 
 /// Fits task plugins for 3D medical image classification on a frozen 2D vision backbone, and exports them.
 ///
@@ -36,6 +36,7 @@ enum Command {
     Evaluate(Evaluate),
     Report(Report),
     Phantom(Phantom),
+    Import(Import),
 }
 
 /// Fit a task's LoRA factors, query and head.
@@ -76,6 +77,9 @@ struct Fit {
     /// Also fit a linear probe on frozen embeddings of the same volumes, to compare with
     #[arg(long)]
     probe: bool,
+    /// Folder for prepared slices, so that another run or seed need not decode and resample again; runs may share it
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
     /// Format of matrix products and attention; factors, norms and sums stay f32. f16 is for GPUs
     #[arg(long, value_enum, default_value_t)]
     precision: Precision,
@@ -151,6 +155,9 @@ struct Predict {
     /// File to write [default: standard output]
     #[arg(long, value_name = "CSV")]
     out: Option<PathBuf>,
+    /// Folder for prepared slices, as for `fit`
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
     #[command(flatten)]
     moved: Moved,
     #[command(flatten)]
@@ -221,6 +228,23 @@ struct Phantom {
     threads: Option<usize>,
 }
 
+/// Make scans and a data table of a MedMNIST 3D file.
+///
+/// Writes images/ (NIfTI), data.csv and a task.toml ready for `fit`. The file says nothing of geometry: voxels are taken as
+/// isotropic, 1 mm, and left and right mean nothing.
+#[derive(Args)]
+struct Import {
+    /// The data set: train_images, train_labels, val_… and test_… as MedMNIST has them
+    #[arg(value_name = "NPZ")]
+    file: PathBuf,
+    /// Folder to write
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Names of the label columns, separated by commas [default: label, or label_0 …, or class_0 … for several classes]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    labels: Vec<String>,
+}
+
 #[derive(Args)]
 struct Machine {
     /// cpu, cuda or cuda:N; cuda takes libtorch_cuda.so of the PyTorch that python3 finds, or of SCANSIDE_TORCH_CUDA
@@ -268,6 +292,7 @@ fn run(command: Command) -> Result<()> {
         Command::Evaluate(args) => run_evaluate(&args),
         Command::Report(args) => run_report(args),
         Command::Phantom(args) => run_phantom(&args),
+        Command::Import(args) => run_import(&args),
     }
 }
 
@@ -313,6 +338,7 @@ fn run_fit(args: Fit) -> Result<()> {
         precision: args.precision,
         threads: threads(args.machine.threads),
         probe: args.probe,
+        cache: args.cache,
         stop_after: None,
         progress: true,
     };
@@ -381,8 +407,16 @@ fn run_predict(args: &Predict) -> Result<()> {
     let backbone = run.backbone(args.moved.backbone.as_deref())?;
     let network = run.network(&backbone, device)?;
     drop(backbone);
-    let rows =
-        predict::predict(&network, &table, task, args.heat_tolerance, threads(args.machine.threads), true)?;
+    let cache = args.cache.as_deref();
+    let rows = predict::predict(
+        &network,
+        &table,
+        task,
+        cache,
+        args.heat_tolerance,
+        threads(args.machine.threads),
+        true,
+    )?;
     let csv = predict::csv(&table, task, &rows, run.temperature()?)?;
     match &args.out {
         Some(path) => runtime::files::write_atomically(path, &csv)
@@ -424,6 +458,11 @@ fn run_report(args: Report) -> Result<()> {
     })?;
     report.write(&args.out).map_err(|source| Error::Io { path: args.out.clone(), source })?;
     print(&format!("{}\n", args.out.display()))
+}
+
+fn run_import(args: &Import) -> Result<()> {
+    let made = import::medmnist(&args.file, &args.out, &args.labels)?;
+    print(&format!("{}: {} volumes; labels {}\n", args.out.display(), made.volumes, made.labels.join(", ")))
 }
 
 fn run_phantom(args: &Phantom) -> Result<()> {

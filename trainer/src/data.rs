@@ -1,15 +1,22 @@
 //! The data table and the slices that the recipe makes of its scans.
 
 mod augment;
+mod cache;
 mod columns;
 mod leak;
+mod prefetch;
 mod sampling;
 mod slices;
+mod stored;
 mod table;
 
 pub use augment::{Scale, augment};
+pub use cache::Cache;
 pub use columns::column;
+pub use prefetch::{Ahead, in_order};
 pub use sampling::{Place, Sampling, order};
+pub use slices::Slices;
 pub(crate) use slices::single;
-pub use slices::{Cache, Slices, in_order};
+pub(crate) use slices::unusable;
+pub use stored::Stored;
 pub use table::{Sample, Split, Table};

@@ -30,12 +30,24 @@ pub enum Error {
         problem: String,
     },
     /// A scan of the data table cannot be used.
-    #[error("the scan of `{id}` cannot be used: {source}")]
+    #[error("the scan of `{id}` (row {row} of {table}) cannot be used: {source}")]
     Scan {
         /// The row's id.
         id: String,
+        /// Line in the table's file; the header is line 1.
+        row: u64,
+        /// The table.
+        table: PathBuf,
         /// Why.
         source: Box<runtime::Error>,
+    },
+    /// A data set to be imported is not laid out as expected.
+    #[error("{path} cannot be imported: {problem}")]
+    Import {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what is expected.
+        problem: String,
     },
     /// The backbone does not go with the task or the run.
     #[error("the backbone {path} cannot be used: {problem}")]
@@ -142,6 +154,7 @@ impl Error {
             Self::Task { .. }
             | Self::Table { .. }
             | Self::Row { .. }
+            | Self::Import { .. }
             | Self::Backbone { .. }
             | Self::Run { .. }
             | Self::Adapter { .. }
@@ -151,6 +164,18 @@ impl Error {
             Self::Scan { source, .. } => source.is_bad_input(),
             Self::Runtime(error) => error.is_bad_input(),
             Self::Diverged { .. } | Self::Parity { .. } | Self::Torch(_) => false,
+        }
+    }
+
+    /// Whether it is what a scan holds that is at fault, which stays so however often it is read; not the disk that it is on,
+    /// nor a want of memory.
+    pub fn is_unreadable_scan(&self) -> bool {
+        use runtime::volume::VolumeError::{Io, Memory, Write};
+        let Self::Scan { source, .. } = self else { return false };
+        match source.as_ref() {
+            runtime::Error::Volume(e) => !matches!(e, Io { .. } | Memory { .. } | Write { .. }),
+            runtime::Error::Recipe(_) => true,
+            _ => false,
         }
     }
 

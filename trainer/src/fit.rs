@@ -8,7 +8,9 @@ mod checkpoint;
 mod gradient;
 mod report;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -20,7 +22,7 @@ pub use gradient::{Item, Losses, Plan, gradients};
 pub use report::{LabelSummary, Summary};
 
 use crate::Error;
-use crate::data::{Cache, Scale, Split, Table, augment, in_order, order};
+use crate::data::{Cache, Scale, Slices, Split, Table, augment, in_order, order};
 use crate::loss::Loss;
 use crate::model::{Encoder, Group, Network, Ordinal, Parameters};
 use crate::optim::{AdamW, Rates, norm, schedule};
@@ -58,6 +60,8 @@ pub struct Options {
     pub threads: usize,
     /// Also fit a linear probe on frozen embeddings, to compare with.
     pub probe: bool,
+    /// Folder for prepared slices, which other runs may share.
+    pub cache: Option<PathBuf>,
     /// Stop after so many epochs of this call, as if interrupted then.
     pub stop_after: Option<usize>,
     /// Show a progress bar where standard error is a terminal.
@@ -84,6 +88,9 @@ pub struct Epoch {
     pub lr_head: f64,
     /// Time it took.
     pub seconds: f64,
+    /// Training and validation volumes that could not be read, each time that one came up.
+    #[serde(default)]
+    pub skipped: usize,
 }
 
 impl Epoch {
@@ -148,7 +155,8 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
         named.map(|(name, tensor)| (name.clone(), tensor.shallow_clone(), Parameters::group(name))),
     )?;
     let scaler = options.precision.scaler();
-    let mut state = State { settings, step: 0, history: Vec::new(), best: 0, scaler };
+    let skipped = BTreeMap::new();
+    let mut state = State { settings, step: 0, history: Vec::new(), best: 0, scaler, skipped };
     if let Some(checkpoint) = resumed {
         checkpoint.restore(&network.parameters, average.as_ref(), &mut optimiser)?;
         state = checkpoint.state;
@@ -163,8 +171,11 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
         state.settings.threads,
     );
 
-    let cache = Cache::new(&table, &task.recipe, task.train.cache_mb << 20);
-    let workers = Workers::new(&network, state.settings.threads, task.train.batch)?;
+    let cache = Cache::new(&table, &task.recipe, task.train.cache_mb << 20)
+        .stored_in(options.cache.as_deref())?
+        .skipping(task.train.skip_unreadable);
+    let workers = Workers::new(&network, state.settings.threads, task.train.batch)?
+        .with_prefetch(task.train.prefetch_mb << 20);
     let progress = options.progress;
     let scaler = state.scaler;
     let events = Events::open(&options.out, state.step, now())?;
@@ -298,8 +309,13 @@ impl Fit<'_> {
         let started = Instant::now();
         let number = state.history.len() + 1;
         let bar = self.bar(number);
-        let (losses, factor) = self.train(number, state.history.len(), &bar)?;
-        let (val_loss, val_auroc) = self.validate(&bar)?;
+        let (losses, factor, skipped) = self.train(number, state.history.len(), &bar)?;
+        if skipped == self.table.split(Split::Train).len() {
+            let problem =
+                format!("none of the {skipped} training volumes can be read; see the warnings for why");
+            return Err(Error::Table { path: self.table.path.clone(), problem });
+        }
+        let (val_loss, val_auroc, unread) = self.validate(&bar)?;
         let train = &self.task.train;
         let epoch = Epoch {
             epoch: number,
@@ -310,6 +326,7 @@ impl Fit<'_> {
             lr_lora: train.lr_lora * factor,
             lr_head: train.lr_head * factor,
             seconds: started.elapsed().as_secs_f64(),
+            skipped: skipped + unread,
         };
         bar.finish_and_clear();
         tracing::info!("{}", report::line(&epoch, train.epochs));
@@ -322,6 +339,7 @@ impl Fit<'_> {
             state.best = number;
         }
         state.scaler = self.scaler;
+        state.add_skipped(self.cache);
         let checkpoint =
             Checkpoint::of(state.clone(), &self.network, self.average.as_ref(), &self.optimiser)?;
         if improved {
@@ -331,8 +349,9 @@ impl Fit<'_> {
         report::write_metrics(&state.history, &out.join(file::METRICS))
     }
 
-    /// One pass over the training volumes; returns the mean losses of its steps and the last step's schedule factor.
-    fn train(&mut self, epoch: usize, kept: usize, bar: &ProgressBar) -> Result<(Losses, f64), Error> {
+    /// One pass over the training volumes; returns the mean losses of its steps, the last step's schedule factor, and how many
+    /// volumes were skipped.
+    fn train(&mut self, epoch: usize, kept: usize, bar: &ProgressBar) -> Result<(Losses, f64, usize), Error> {
         let Self {
             task, table, cache, network, ordinal, average, workers, optimiser, scaler, events, ..
         } = self;
@@ -345,23 +364,30 @@ impl Fit<'_> {
 
         let scale = Scale::of(&task.recipe);
         let prepare = |at: usize| {
-            let slices = cache.get(order[at].index)?;
+            let Some(slices) = cache.get(order[at].index)? else { return Ok(None) };
             if train.augment.is_off() {
-                return Ok(slices);
+                return Ok(Some(slices));
             }
             let mut rng = generator(train.seed, Purpose::Augment, epoch as u64, order[at].key());
-            Ok(augment(&slices, &train.augment, &scale, &mut rng).into())
+            Ok(Some(augment(&slices, &train.augment, &scale, &mut rng).into()))
         };
         let (mut sum, mut steps, mut factor) = (0.0, 0u64, 0.0);
         let (mut pixel_sum, mut pixel_steps) = (0.0, 0u64);
-        let (mut batch, mut ids, mut seen) = (Vec::new(), Vec::new(), 0);
-        in_order(&(0..order.len()).collect::<Vec<_>>(), prepare, |at, slices| {
-            let index = order[at].index;
-            batch.push(Item { slices, targets: table.samples[index].targets.clone() });
-            ids.push(table.samples[index].id.as_str());
+        let (mut batch, mut ids, mut seen, mut skipped) = (Vec::new(), Vec::new(), 0usize, 0);
+        let bytes = |slices: &Option<Arc<Slices>>| slices.as_ref().map_or(0, |slices| slices.bytes());
+        in_order(&(0..order.len()).collect::<Vec<_>>(), workers.ahead(), bytes, prepare, |at, slices| {
+            let sample = &table.samples[order[at].index];
+            match slices {
+                Some(slices) => {
+                    batch.push(Item { slices, targets: sample.targets.clone() });
+                    ids.push(sample.id.as_str());
+                }
+                None => skipped += 1,
+            }
             seen += 1;
             bar.inc(1);
-            if batch.len() < train.batch && seen < order.len() {
+            // What was skipped leaves its batch smaller, so that steps and schedule stay those of the table.
+            if !seen.is_multiple_of(train.batch) && seen < order.len() {
                 return Ok(());
             }
             let (items, ids) = (std::mem::take(&mut batch), std::mem::take(&mut ids));
@@ -426,11 +452,11 @@ impl Fit<'_> {
             Ok::<_, Error>(())
         })?;
         let pixel = (pixel_steps > 0).then(|| pixel_sum / pixel_steps as f64);
-        Ok((Losses { total: sum / steps.max(1) as f64, pixel }, factor))
+        Ok((Losses { total: sum / steps.max(1) as f64, pixel }, factor, skipped))
     }
 
-    /// Mean loss and AUROC over the validation volumes.
-    fn validate(&self, bar: &ProgressBar) -> Result<(Option<f64>, Option<f64>), Error> {
+    /// Mean loss and AUROC over the validation volumes, and how many were skipped.
+    fn validate(&self, bar: &ProgressBar) -> Result<(Option<f64>, Option<f64>, usize), Error> {
         bar.set_message("validation");
         let parameters = self.average.as_ref().unwrap_or(&self.network.parameters);
         let rows = self.predict(parameters, &[Split::Val], bar)?;
@@ -444,6 +470,7 @@ impl Fit<'_> {
         Ok((
             (terms > 0).then(|| sum / terms as f64),
             predict::macro_auroc(self.table, self.task, &rows.iter()),
+            self.table.split(Split::Val).len() - rows.len(),
         ))
     }
 

@@ -15,6 +15,7 @@ pub mod evaluate;
 pub mod export;
 pub mod fit;
 pub mod html;
+pub mod import;
 pub mod localise;
 pub mod loss;
 pub mod metrics;

@@ -8,7 +8,7 @@ use runtime::recipe::Prepared;
 use runtime::volume::Geometry;
 
 use crate::Error;
-use crate::data::{Sample, Table, single};
+use crate::data::{Sample, Table, single, unusable};
 
 /// Levels at which a heat map is cut, as shares of its peak: 1, 2^(-1/4), 2^(-1/2), … 2^(-10). Most of a map lies far below its
 /// peak, hence powers.
@@ -115,8 +115,7 @@ pub fn locate(
     tolerance_mm: f64,
 ) -> Result<Option<Located>, Error> {
     let Some(mask) = &sample.mask else { return Ok(None) };
-    let unusable =
-        |e: runtime::recipe::RecipeError| Error::Scan { id: sample.id.clone(), source: Box::new(e.into()) };
+    let unusable = |e: runtime::recipe::RecipeError| unusable(table, sample, e.into());
     let volume = single(table, sample, &sample.image, "image")?;
     let prepared = Prepared::new(&volume, recipe).map_err(unusable)?;
     let inside = prepared.mask_voxels(&single(table, sample, mask, "mask")?).map_err(unusable)?;

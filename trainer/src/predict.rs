@@ -1,12 +1,13 @@
 //! Predictions with libtorch, as a table.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use firmware_config::Activation;
 use indicatif::ProgressBar;
 
 use crate::Error;
-use crate::data::{Slices, Split, Table};
+use crate::data::{Cache, Slices, Split, Table};
 use crate::evaluate::Heat;
 use crate::evaluate::localisation::COLUMNS;
 use crate::fit::bar;
@@ -30,22 +31,25 @@ pub struct Row {
 /// Volumes whose heat maps are held at a time.
 const HELD: usize = 64;
 
-/// Predicts every sample of a table with `threads` threads; where one has a mask, its heat map is compared with it, with a
-/// tolerance in mm for the peak.
+/// Predicts every sample of a table with `threads` threads; prepared slices are kept in the folder `cache`. Where a sample has a
+/// mask, its heat map is compared with it, with a tolerance in mm for the peak. Scans that cannot be read have no row where the
+/// task says `train.skip_unreadable`.
 pub fn predict(
     network: &Network,
     table: &Table,
     task: &Task,
+    cache: Option<&Path>,
     tolerance_mm: f64,
     threads: usize,
     progress: bool,
 ) -> Result<Vec<Row>, Error> {
     let indices: Vec<usize> = (0..table.samples.len()).collect();
     let bar = bar(progress, indices.len(), "predictions");
-    let workers = Workers::new(network, threads, threads)?;
+    let workers = Workers::new(network, threads, threads)?.with_prefetch(task.train.prefetch_mb << 20);
     let mut bare = table.clone();
     bare.keep_masks(|_| false);
-    let load = |i: usize| Slices::load(&bare, &bare.samples[i], &task.recipe).map(Arc::new);
+    // Each is needed once: nothing is kept in memory.
+    let cache = Cache::new(&bare, &task.recipe, 0).stored_in(cache)?.skipping(task.train.skip_unreadable);
     let (chunk, grid) = (task.train.chunk, network.encoder.arch().grid(task.recipe.size).unwrap_or([1, 1]));
     let work = move |network: &Network, slices: &Slices| {
         let Prediction { logits, heatmap, .. } = network.predict(slices, chunk)?;
@@ -53,8 +57,10 @@ pub fn predict(
     };
     let mut rows = Vec::with_capacity(indices.len());
     for part in indices.chunks(HELD) {
+        let load = |i: usize| cache.get(i);
         let found = workers.over(&network.parameters, part, load, work, |n| bar.inc(n as u64))?;
-        for (&index, (logits, heatmap)) in part.iter().zip(found) {
+        for (&index, found) in part.iter().zip(found) {
+            let Some((logits, heatmap)) = found else { continue };
             let sample = &table.samples[index];
             let located = locate(table, sample, &task.recipe, &heatmap, grid, tolerance_mm)?;
             rows.push(Row { index, logits, located });
@@ -64,19 +70,21 @@ pub fn predict(
     Ok(rows)
 }
 
-/// Predicts the samples `indices`.
+/// Predicts those of the samples `indices` for which `load` gives slices.
 pub(crate) fn rows(
     workers: &Workers,
     parameters: &Parameters,
     indices: &[usize],
-    load: impl Fn(usize) -> Result<Arc<Slices>, Error> + Sync,
+    load: impl Fn(usize) -> Result<Option<Arc<Slices>>, Error> + Sync,
     task: &Task,
     bar: &ProgressBar,
 ) -> Result<Vec<Row>, Error> {
     let chunk = task.train.chunk;
     let work = move |network: &Network, slices: &Slices| Ok(network.predict(slices, chunk)?.logits);
     let logits = workers.over(parameters, indices, load, work, |n| bar.inc(n as u64))?;
-    Ok(indices.iter().zip(logits).map(|(&index, logits)| Row { index, logits, located: None }).collect())
+    let row =
+        |(&index, logits): (&usize, Option<Vec<f32>>)| Some(Row { index, logits: logits?, located: None });
+    Ok(indices.iter().zip(logits).filter_map(row).collect())
 }
 
 /// The temperature that calibrates `rows` best; 1 where none can be told.

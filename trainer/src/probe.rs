@@ -36,14 +36,18 @@ pub fn fit(
         let mean = chunks(slices, chunk, encoder.device(), cls)?.f_mean_dim(0i64, false, None)?;
         Ok(stored(&mean)?.data.into_iter().map(f64::from).collect())
     };
-    let mut features =
-        workers.over(parameters, &indices, |i| cache.get(i), embed, |n| progress.inc(n as u64))?;
-    standardise(&mut features, &table.split(Split::Train));
+    let found = workers.over(parameters, &indices, |i| cache.get(i), embed, |n| progress.inc(n as u64))?;
+    let dim = found.iter().flatten().map(Vec::len).next().unwrap_or(0);
+    let read: Vec<bool> = found.iter().map(Option::is_some).collect();
+    let split = |split| table.split(split).into_iter().filter(|&i| read[i]).collect::<Vec<usize>>();
+    let mut features: Vec<Vec<f64>> =
+        found.into_iter().map(|found| found.unwrap_or_else(|| vec![0.0; dim])).collect();
+    standardise(&mut features, &split(Split::Train));
 
     let per_label = (0..task.labels.len()).map(|label| {
-        let of = |split| -> (Vec<&[f64]>, Vec<bool>) {
+        let of = |which| -> (Vec<&[f64]>, Vec<bool>) {
             let known = |i: usize| Some((features[i].as_slice(), table.samples[i].targets[label]?));
-            table.split(split).into_iter().filter_map(known).unzip()
+            split(which).into_iter().filter_map(known).unzip()
         };
         let (train, val, test) = (of(Split::Train), of(Split::Val), of(Split::Test));
         let mut best: Option<(f64, Option<f64>)> = None;

@@ -110,6 +110,10 @@ pub struct Train {
     pub chunk: usize,
     /// Most memory for prepared slices, in MiB; what does not fit is prepared again in every epoch. Default: 2048.
     pub cache_mb: usize,
+    /// Most memory for volumes that are prepared ahead of the network, in MiB. Default: 1024.
+    pub prefetch_mb: usize,
+    /// Go on without scans that cannot be read, telling of each once, rather than stop at the first. Default: false.
+    pub skip_unreadable: bool,
     /// Largest norm of a step's gradients; longer ones are shortened to it. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip: Option<f64>,
@@ -144,6 +148,8 @@ impl Default for Train {
             seed: 0,
             chunk: 16,
             cache_mb: 2048,
+            prefetch_mb: 1024,
+            skip_unreadable: false,
             clip: None,
             smoothing: 0.0,
             ema: None,

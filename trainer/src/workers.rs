@@ -10,8 +10,11 @@ use std::thread::JoinHandle;
 use tch::{Device, TchError};
 
 use crate::Error;
-use crate::data::{Slices, in_order};
+use crate::data::{Ahead, Slices, in_order};
 use crate::model::{Encoder, Network, Parameters};
+
+/// Threads that prepare volumes, at most; decoding and resampling are soon faster than the network.
+const PREPARING: usize = 8;
 
 type Job = Box<dyn FnOnce(&Encoder) + Send>;
 
@@ -19,6 +22,7 @@ type Job = Box<dyn FnOnce(&Encoder) + Send>;
 pub struct Workers {
     queue: Option<Sender<Job>>,
     threads: Vec<JoinHandle<()>>,
+    ahead: Ahead,
 }
 
 impl Workers {
@@ -27,6 +31,7 @@ impl Workers {
         let on_cpu = network.encoder.device() == Device::Cpu;
         let count = if on_cpu { threads.min(most).max(1) } else { 1 };
         let inside = (threads / count).max(1) as i32;
+        let ahead = Ahead { threads: threads.clamp(1, PREPARING), bytes: 1 << 30 };
         let (queue, jobs) = channel::<Job>();
         let jobs = Arc::new(Mutex::new(jobs));
         let threads = (0..count)
@@ -41,7 +46,19 @@ impl Workers {
                 std::thread::Builder::new().name("worker".into()).spawn(work).map_err(Error::io("a thread"))
             })
             .collect::<Result<_, Error>>()?;
-        Ok(Self { queue: Some(queue), threads })
+        Ok(Self { queue: Some(queue), threads, ahead })
+    }
+
+    /// Sets the most memory for volumes that are prepared ahead, in bytes; 1 GiB at first.
+    #[must_use]
+    pub fn with_prefetch(mut self, bytes: usize) -> Self {
+        self.ahead.bytes = bytes;
+        self
+    }
+
+    /// How far volumes are prepared ahead.
+    pub fn ahead(&self) -> Ahead {
+        self.ahead
     }
 
     /// Number of workers.
@@ -75,23 +92,33 @@ impl Workers {
         results.into_iter().collect::<Option<_>>().ok_or_else(stopped)
     }
 
-    /// `work` on the slices that `load` gives for each of `indices`, in their order; loading runs ahead. `done` is called
-    /// as volumes are finished, with their number.
+    /// `work` on the slices that `load` gives for each of `indices`, in their order, `None` where it gives none; loading runs
+    /// ahead. `done` is called as volumes are finished, with their number.
     pub fn over<T: Send + 'static>(
         &self,
         parameters: &Parameters,
         indices: &[usize],
-        load: impl Fn(usize) -> Result<Arc<Slices>, Error> + Sync,
+        load: impl Fn(usize) -> Result<Option<Arc<Slices>>, Error> + Sync,
         work: impl Fn(&Network, &Slices) -> Result<T, TchError> + Clone + Send + 'static,
         done: impl Fn(usize),
-    ) -> Result<Vec<T>, Error> {
+    ) -> Result<Vec<Option<T>>, Error> {
         let (mut results, mut waiting) = (Vec::with_capacity(indices.len()), Vec::new());
-        in_order(indices, load, |_, slices| {
-            waiting.push(slices);
-            if waiting.len() == self.count() || results.len() + waiting.len() == indices.len() {
-                let (work, volumes) = (work.clone(), std::mem::take(&mut waiting));
+        let bytes = |slices: &Option<Arc<Slices>>| slices.as_ref().map_or(0, |slices| slices.bytes());
+        in_order(indices, self.ahead, bytes, load, |_, slices| {
+            results.push(None);
+            match slices {
+                Some(slices) => waiting.push((results.len() - 1, slices)),
+                None => done(1),
+            }
+            if waiting.len() == self.count() || results.len() == indices.len() {
+                let (places, volumes): (Vec<usize>, Vec<_>) =
+                    std::mem::take(&mut waiting).into_iter().unzip();
                 done(volumes.len());
-                results.extend(self.map(parameters, volumes, move |network, slices| work(network, &slices))?);
+                let work = work.clone();
+                let made = self.map(parameters, volumes, move |network, slices| work(network, &slices))?;
+                for (place, made) in places.into_iter().zip(made) {
+                    results[place] = Some(made);
+                }
             }
             Ok::<_, Error>(())
         })?;
@@ -129,10 +156,14 @@ mod tests {
         assert!(predicted(&network, &network, &volumes, 3) == expected);
         let workers = Workers::new(&network, 3, 8).unwrap();
         assert_eq!(workers.count(), 3);
-        let load = |i: usize| Ok(Arc::new(volumes[i].clone()));
+        // The third is skipped.
+        let load = |i: usize| Ok((i != 2).then(|| Arc::new(volumes[i].clone())));
         let work = |network: &Network, v: &Slices| network.predict(v, 3);
-        let found = workers.over(&network.parameters, &[4, 0, 6], load, work, |_| ()).unwrap();
-        assert!(found == [4, 0, 6].map(|i| expected[i].clone()));
+        let done = std::cell::Cell::new(0);
+        let count = |n| done.set(done.get() + n);
+        let found = workers.over(&network.parameters, &[4, 0, 2, 6, 1], load, work, count).unwrap();
+        let expected = [4, 0, 2, 6, 1].map(|i| (i != 2).then(|| expected[i].clone()));
+        assert!(found == expected && done.get() == 5);
     }
 
     /// Predictions by workers made from `network`, with the parameters of `other`.

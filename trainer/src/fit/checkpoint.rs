@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use runtime::backbone::Tensors;
@@ -7,6 +8,7 @@ use tch::{TchError, Tensor};
 
 use super::Epoch;
 use crate::Error;
+use crate::data::Cache;
 use crate::model::decoder::PREFIX;
 use crate::model::{Network, Parameters, stored};
 use crate::optim::AdamW;
@@ -29,6 +31,17 @@ pub struct State {
     /// f16's loss scaling as it stands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scaler: Option<Scaler>,
+    /// Volumes that were skipped, by id, with the reason.
+    #[serde(default)]
+    pub skipped: BTreeMap<String, String>,
+}
+
+impl State {
+    /// Notes what has been skipped by now.
+    pub(super) fn add_skipped(&mut self, cache: &Cache<'_>) {
+        let id = |index: usize| cache.table().samples[index].id.clone();
+        self.skipped.extend(cache.skipped().into_iter().map(|(index, reason)| (id(index), reason)));
+    }
 }
 
 /// A fit after an epoch: parameters, moments and, where asked for, the parameters' running mean (`param.NAME`, `m.NAME`,

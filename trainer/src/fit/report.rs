@@ -33,6 +33,9 @@ pub struct Summary {
     pub temperature: f64,
     /// Time of all epochs together.
     pub seconds: f64,
+    /// Volumes that could not be read and were skipped, by id, with the reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub skipped: BTreeMap<String, String>,
     /// Most memory that tensors have held on the GPU at one time, in MB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_gpu_mb: Option<f64>,
@@ -99,6 +102,14 @@ pub(super) fn finish(fit: &Fit<'_>, state: &State, options: &Options) -> Result<
             LabelSummary { counts: counts.into(), val_auroc: auroc(&val), test_auroc: auroc(&test) };
         (label.clone(), summary)
     });
+    let mut state = state.clone();
+    state.add_skipped(fit.cache);
+    if !state.skipped.is_empty() {
+        tracing::warn!(
+            "{} volumes could not be read and were skipped; summary.json names them",
+            state.skipped.len()
+        );
+    }
     let summary = Summary {
         best_epoch: state.best,
         parameters: fit.network.parameters.count(),
@@ -108,6 +119,7 @@ pub(super) fn finish(fit: &Fit<'_>, state: &State, options: &Options) -> Result<
         probe_auroc,
         temperature,
         seconds: state.history.iter().map(|e| e.seconds).sum(),
+        skipped: state.skipped,
         peak_gpu_mb: peak_bytes(options.device).map(|bytes| bytes as f64 / 1e6),
     };
     write_json(&options.out.join(file::SUMMARY), &summary)?;
@@ -143,11 +155,12 @@ pub(super) fn events(events: &mut Events, epoch: &Epoch, step: u64) -> Result<()
 
 /// `metrics.csv`: one line an epoch; what is undefined is empty.
 pub(super) fn write_metrics(history: &[Epoch], path: &Path) -> Result<(), Error> {
-    let mut csv = String::from("epoch,train_loss,val_loss,val_auroc,lr_lora,lr_head,seconds,pixel_loss\n");
+    let mut csv =
+        String::from("epoch,train_loss,val_loss,val_auroc,lr_lora,lr_head,seconds,pixel_loss,skipped\n");
     for e in history {
         let number = |x: Option<f64>| x.map_or(String::new(), |x| x.to_string());
         let line = format!(
-            "{},{},{},{},{},{},{:.3},{}\n",
+            "{},{},{},{},{},{},{:.3},{},{}\n",
             e.epoch,
             e.train_loss,
             number(e.val_loss),
@@ -156,6 +169,7 @@ pub(super) fn write_metrics(history: &[Epoch], path: &Path) -> Result<(), Error>
             e.lr_head,
             e.seconds,
             number(e.pixel_loss),
+            e.skipped,
         );
         csv.push_str(&line);
     }

@@ -1,4 +1,5 @@
 mod pixel;
+mod reading;
 
 use std::path::Path;
 
@@ -109,6 +110,7 @@ impl Bench {
             precision: Precision::F32,
             threads: 1,
             probe: false,
+            cache: None,
             stop_after: None,
             progress: false,
         }

@@ -5,7 +5,7 @@ use runtime::report::picture::{self, Picture};
 use runtime::volume::{ReadOptions, read};
 
 use crate::Error;
-use crate::data::{Slices, Table};
+use crate::data::{Slices, Table, unusable};
 use crate::evaluate::{Case, Predictions};
 use crate::html;
 use crate::model::Network;
@@ -50,7 +50,7 @@ pub(super) fn draw(network: &Network, task: &Task, table: &Table, case: &Case) -
         path: table.path.clone(),
         problem: format!("it has no row with the id `{}`, which the run's predictions have", case.id),
     })?;
-    let unusable = |e: runtime::Error| Error::Scan { id: sample.id.clone(), source: Box::new(e) };
+    let unusable = |e: runtime::Error| unusable(table, sample, e);
     let volumes = read(&sample.image, &ReadOptions::default()).map_err(|e| unusable(e.into()))?;
     let volume = volumes.first().ok_or_else(|| Error::Row {
         path: table.path.clone(),

@@ -144,7 +144,7 @@ fn predictions_tell_how_far_the_devices_heat_maps_show_the_masks() {
     let task = &run.settings().task;
     let network = run.network(&run.backbone(None).unwrap(), Device::Cpu).unwrap();
     let table = Table::read(&bench.path("data.csv"), &task.labels, task.loss, true).unwrap();
-    let rows = predict(&network, &table, task, 4.0, 2, false).unwrap();
+    let rows = predict(&network, &table, task, None, 4.0, 2, false).unwrap();
 
     let loaded = LoadedTask::open(&exported.graph, &exported.plugin, 1).unwrap();
     let context = Context::given("test".into(), std::time::UNIX_EPOCH);
