@@ -140,7 +140,7 @@ pub enum Error {
 fn torch(error: &tch::TchError) -> String {
     let text = error.to_string();
     let line = text.lines().next().unwrap_or_default();
-    if line.contains("out of memory") {
+    if ["out of memory", "can't allocate memory"].iter().any(|words| line.contains(words)) {
         format!("{line}; lower train.chunk, the number of slices that go through the network at a time")
     } else {
         line.to_owned()
@@ -195,6 +195,10 @@ mod tests {
         let of = |text: &str| Error::Torch(tch::TchError::Torch(text.into())).to_string();
         let told = of("CUDA out of memory. Tried to allocate 2.00 GiB.\nException raised from malloc");
         assert!(told.contains("2.00 GiB.; lower train.chunk") && !told.contains('\n'), "{told}");
+        // What libtorch says on a CPU.
+        let error = tch::Tensor::f_zeros([1 << 50], (tch::Kind::Float, tch::Device::Cpu)).unwrap_err();
+        let told = Error::Torch(error).to_string();
+        assert!(told.contains("lower train.chunk") && !told.contains('\n'), "{told}");
         assert!(!of("expected a scalar\nmore").contains("train.chunk"));
     }
 }

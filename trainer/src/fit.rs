@@ -24,6 +24,7 @@ pub use report::{LabelSummary, Summary};
 use crate::Error;
 use crate::data::{Cache, Scale, Slices, Split, Table, augment, in_order, order};
 use crate::loss::Loss;
+use crate::memory::{self, Needs};
 use crate::model::{Encoder, Group, Network, Ordinal, Parameters};
 use crate::optim::{AdamW, Rates, norm, schedule};
 use crate::peft;
@@ -192,6 +193,9 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
         events,
         progress,
     };
+    if state.history.len() < task.train.epochs {
+        fit.warn_of_memory()?;
+    }
     let mut done = 0;
     while state.history.len() < task.train.epochs {
         let since = state.history.len() - state.best;
@@ -305,6 +309,26 @@ fn now() -> f64 {
 }
 
 impl Fit<'_> {
+    /// Tells where a fit on the CPU is likely to want more memory than there is; the first training volume stands for all.
+    fn warn_of_memory(&self) -> Result<(), Error> {
+        let encoder = &self.network.encoder;
+        let (Device::Cpu, Some(available)) = (encoder.device(), memory::available()) else { return Ok(()) };
+        let mut volumes = self.table.split(Split::Train).into_iter().map(|i| self.cache.get(i));
+        let Some(first) = volumes.find_map(Result::transpose).transpose()? else { return Ok(()) };
+        let needs = Needs::of(&memory::Fit {
+            arch: encoder.arch(),
+            size: first.size,
+            slices: first.count,
+            volumes: self.table.samples.len(),
+            workers: self.workers.count(),
+            train: &self.task.train,
+        });
+        if let Some(warning) = needs.warning(available) {
+            tracing::warn!("{warning}");
+        }
+        Ok(())
+    }
+
     fn epoch_and_checkpoint(&mut self, state: &mut State, out: &std::path::Path) -> Result<(), Error> {
         let started = Instant::now();
         let number = state.history.len() + 1;
@@ -365,11 +389,8 @@ impl Fit<'_> {
         let scale = Scale::of(&task.recipe);
         let prepare = |at: usize| {
             let Some(slices) = cache.get(order[at].index)? else { return Ok(None) };
-            if train.augment.is_off() {
-                return Ok(Some(slices));
-            }
             let mut rng = generator(train.seed, Purpose::Augment, epoch as u64, order[at].key());
-            Ok(Some(augment(&slices, &train.augment, &scale, &mut rng).into()))
+            Ok(Some(augment(&slices, &train.augment, &scale, &mut rng)))
         };
         let (mut sum, mut steps, mut factor) = (0.0, 0u64, 0.0);
         let (mut pixel_sum, mut pixel_steps) = (0.0, 0u64);

@@ -18,6 +18,7 @@ pub mod html;
 pub mod import;
 pub mod localise;
 pub mod loss;
+pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod optim;

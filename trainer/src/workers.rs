@@ -3,6 +3,8 @@
 //! Volumes in parallel scale better than threads inside an operation, which wait for each other many times a volume. What
 //! comes out depends neither on which thread took which volume nor on which was done first.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -80,8 +82,11 @@ impl Workers {
             let (send, work, parameters) = (send.clone(), work.clone(), parameters.share());
             let job: Job = Box::new(move |encoder| {
                 let network = Network { encoder: encoder.share(), parameters };
+                // libtorch's errors come as values; should one panic all the same, its reason must not be lost.
+                let made = catch_unwind(AssertUnwindSafe(|| work(&network, input)));
+                let made = made.unwrap_or_else(|panic| Err(TchError::Torch(reason(panic.as_ref()))));
                 // The receiver is gone where another job has failed.
-                let _ = send.send((index, work(&network, input)));
+                let _ = send.send((index, made));
             });
             self.queue.as_ref().ok_or_else(stopped)?.send(job).map_err(|_| stopped())?;
         }
@@ -134,6 +139,12 @@ impl Drop for Workers {
             let _ = thread.join();
         }
     }
+}
+
+/// What a panic says.
+fn reason(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a worker panicked").to_owned()
 }
 
 /// The next job, or `None` when there will be none.
@@ -189,5 +200,15 @@ mod tests {
         let error = workers.map(&network.parameters, vec![1, 2, 3, 4], fail).unwrap_err();
         assert!(error.to_string().contains("three"));
         assert_eq!(workers.map(&network.parameters, vec![1, 2], fail).unwrap(), [1, 2]);
+
+        // A panic is an error too, with its reason, and takes no worker with it.
+        let panics = |_: &Network, n: usize| {
+            assert!(n != 3, "CUDA out of memory, {n}");
+            Ok(n)
+        };
+        let error = Error::from(workers.map(&network.parameters, vec![3, 3, 3, 1], panics).unwrap_err());
+        let text = error.to_string();
+        assert!(text.contains("CUDA out of memory, 3; lower train.chunk"), "{text}");
+        assert_eq!(workers.map(&network.parameters, vec![1, 2], panics).unwrap(), [1, 2]);
     }
 }

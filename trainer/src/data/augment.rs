@@ -5,6 +5,8 @@ mod filter;
 mod geometry;
 mod intensity;
 
+use std::sync::Arc;
+
 use rand_chacha::ChaCha8Rng;
 
 use super::Slices;
@@ -14,9 +16,13 @@ use geometry::Grid;
 pub use intensity::Scale;
 use intensity::recolour;
 
-/// Random changes of all slices of a volume alike, and of its mask.
-pub fn augment(slices: &Slices, settings: &Augment, scale: &Scale, rng: &mut ChaCha8Rng) -> Slices {
-    change(slices, &Drawn::new(settings, rng), scale)
+/// Random changes of all slices of a volume alike, and of its mask; the same slices where nothing is drawn.
+pub fn augment(slices: &Arc<Slices>, settings: &Augment, scale: &Scale, rng: &mut ChaCha8Rng) -> Arc<Slices> {
+    let drawn = Drawn::new(settings, rng);
+    if !(drawn.moves() || drawn.flip_slices || drawn.recolours()) {
+        return Arc::clone(slices);
+    }
+    change(slices, &drawn, scale).into()
 }
 
 fn change(slices: &Slices, drawn: &Drawn, scale: &Scale) -> Slices {
@@ -74,16 +80,17 @@ mod tests {
     }
 
     fn changed(settings: &Augment) -> Vec<Vec<f32>> {
+        let volume = Arc::new(volume());
         let run = |n| {
             let rng = &mut generator(1, Purpose::Augment, 0, n);
-            let found = augment(&volume(), settings, &scale(), rng);
-            let mask: Vec<f32> = found.mask.unwrap().into_iter().map(f32::from).collect();
+            let found = augment(&volume, settings, &scale(), rng);
+            let mask: Vec<f32> = found.mask.iter().flatten().map(|&x| f32::from(x)).collect();
             assert_eq!(
                 mask,
                 [&found.values[..6], &found.values[18..24]].concat(),
                 "the mask goes with the pixels"
             );
-            found.values
+            found.values.clone()
         };
         let mut all: Vec<Vec<f32>> = (0..64).map(run).collect();
         all.sort_by(|a, b| a.partial_cmp(b).unwrap());
@@ -94,6 +101,9 @@ mod tests {
     #[test]
     fn nothing_changes_by_default() {
         assert_eq!(changed(&Augment::default()), [volume().values]);
+        // Nothing is copied where nothing is drawn.
+        let (volume, rng) = (Arc::new(volume()), &mut generator(1, Purpose::Augment, 0, 0));
+        assert!(Arc::ptr_eq(&augment(&volume, &Augment::OFF, &scale(), rng), &volume));
     }
 
     #[test]

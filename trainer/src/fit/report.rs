@@ -156,7 +156,7 @@ pub(super) fn events(events: &mut Events, epoch: &Epoch, step: u64) -> Result<()
 /// `metrics.csv`: one line an epoch; what is undefined is empty.
 pub(super) fn write_metrics(history: &[Epoch], path: &Path) -> Result<(), Error> {
     let mut csv =
-        String::from("epoch,train_loss,val_loss,val_auroc,lr_lora,lr_head,seconds,pixel_loss,skipped\n");
+        String::from("epoch,train_loss,val_loss,val_auroc,lr_lora,lr_head,seconds,skipped,pixel_loss\n");
     for e in history {
         let number = |x: Option<f64>| x.map_or(String::new(), |x| x.to_string());
         let line = format!(
@@ -168,8 +168,8 @@ pub(super) fn write_metrics(history: &[Epoch], path: &Path) -> Result<(), Error>
             e.lr_lora,
             e.lr_head,
             e.seconds,
-            number(e.pixel_loss),
             e.skipped,
+            number(e.pixel_loss),
         );
         csv.push_str(&line);
     }
