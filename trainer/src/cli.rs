@@ -155,6 +155,9 @@ struct Predict {
     /// File to write [default: standard output]
     #[arg(long, value_name = "CSV")]
     out: Option<PathBuf>,
+    /// Go on without scans that cannot be read, telling of each; they get no row [default: as the run's task says]
+    #[arg(long)]
+    skip_unreadable: bool,
     /// Folder for prepared slices, as for `fit`
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
@@ -402,7 +405,9 @@ fn run_export(args: Export) -> Result<()> {
 fn run_predict(args: &Predict) -> Result<()> {
     let device = device::open(&args.machine.device)?;
     let run = Run::open(&args.run)?;
-    let task = &run.settings().task;
+    let mut task = run.settings().task.clone();
+    task.train.skip_unreadable |= args.skip_unreadable;
+    let task = &task;
     let table = Table::read(&args.data, &task.labels, task.loss, true)?;
     let backbone = run.backbone(args.moved.backbone.as_deref())?;
     let network = run.network(&backbone, device)?;

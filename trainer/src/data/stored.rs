@@ -20,6 +20,8 @@ use crate::Error;
 
 /// Longest header that is read; ours have some hundred bytes.
 const MAX_HEADER: u64 = 1 << 16;
+/// Part of every key: to be raised when the same scan and recipe give other slices than before.
+const FORMAT: &str = "slices 1";
 const CRC: &str = "scanside.crc32";
 
 /// A folder of prepared slices for one recipe. Several runs may share it, at the same time too; it may be deleted at any time
@@ -37,7 +39,7 @@ impl Stored {
     pub fn open(folder: &Path, recipe: &Recipe) -> Result<Self, Error> {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let recipe = serde_json::to_string(recipe).map_err(|e| Error::io(folder)(e.into()))?;
-        let key = format!("slices 1\n{}\n{recipe}\n", env!("CARGO_PKG_VERSION"));
+        let key = format!("{FORMAT}\n{}\n{recipe}\n", env!("CARGO_PKG_VERSION"));
         Ok(Self { folder: folder.into(), key, full: AtomicBool::new(false) })
     }
 

@@ -41,7 +41,19 @@ fn unreadable_scans_are_skipped_counted_and_named_where_asked_for() {
     let column: Vec<&str> = metrics.lines().map(|line| line.split(',').nth(7).unwrap()).collect();
     assert_eq!(column, ["skipped", "2", "2", "2"]);
 
-    // An interrupted fit and more threads change nothing.
+    // The export compares on the first scans that can be read: two of validation, two of test, and the golden cases.
+    let exported = export::export(&export::Options {
+        peft: None,
+        run: bench.path("straight"),
+        out: bench.path("out"),
+        backbone: None,
+        data: None,
+        device: Device::Cpu,
+        threads: 1,
+    });
+    assert_eq!(exported.unwrap().parity.volumes, 6);
+
+    // An interruption changes nothing.
     fit(&Options { stop_after: Some(1), ..bench.options("resumed") }).unwrap();
     let resumed = fit(&bench.options("resumed")).unwrap().unwrap();
     assert_eq!((resumed.skipped, predictions("resumed")), (straight.skipped, predictions("straight")));
