@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 use trainer::crossval;
 use trainer::data::{Table, column};
-use trainer::evaluate::{EvaluateError, Predictions, evaluate, subgroups};
+use trainer::evaluate::{self, EvaluateError, Predictions, subgroups};
 use trainer::export::{self, export};
 use trainer::fit::{self, fit};
 use trainer::phantom::{self, PhantomError, Suite};
@@ -182,6 +182,12 @@ struct Evaluate {
     /// Data table with the columns of --by
     #[arg(long, value_name = "CSV")]
     data: Option<PathBuf>,
+    /// Also call one class a case: exclusive labels, or ordered ones, which are rising grades
+    #[arg(long, value_name = "KIND")]
+    classes: Option<evaluate::Kind>,
+    /// Also compare with another model's predictions of the same cases, by DeLong's paired test
+    #[arg(long, value_name = "CSV")]
+    versus: Option<PathBuf>,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -432,7 +438,7 @@ fn run_predict(args: &Predict) -> Result<()> {
 
 fn run_evaluate(args: &Evaluate) -> Result<()> {
     let predictions = Predictions::read(&args.predictions)?;
-    let found = evaluate(&predictions, &args.split)?;
+    let found = evaluate::evaluate(&predictions, &args.split)?;
     let mut groups = Vec::new();
     for (by, data) in args.by.iter().flat_map(|by| args.data.iter().map(move |data| (by, data))) {
         let values = column(data, by)?.ok_or_else(|| Error::Table {
@@ -441,14 +447,22 @@ fn run_evaluate(args: &Evaluate) -> Result<()> {
         })?;
         groups.push(subgroups(&predictions, &args.split, by, &values)?);
     }
+    let classes = args.classes.map(|kind| evaluate::classes(&predictions, &args.split, kind)).transpose()?;
+    let versus = match &args.versus {
+        Some(other) => Some(evaluate::versus(&predictions, &Predictions::read(other)?, &args.split)?),
+        None => None,
+    };
     if args.json {
         let mut json = serde_json::to_value(&found)?;
-        if !groups.is_empty() {
-            json["subgroups"] = serde_json::to_value(&groups)?;
-        }
+        json["subgroups"] = serde_json::to_value(&groups)?;
+        json["classes"] = serde_json::to_value(&classes)?;
+        json["versus"] = serde_json::to_value(&versus)?;
         return print(&(serde_json::to_string_pretty(&json)? + "\n"));
     }
-    print(&groups.iter().fold(format!("{found}\n"), |text, group| text + &group.to_string()))
+    let mut text = groups.iter().fold(format!("{found}\n"), |text, group| text + &group.to_string());
+    text += &classes.map_or(String::new(), |classes| classes.to_string());
+    text += &versus.map_or(String::new(), |versus| versus.to_string());
+    print(&text)
 }
 
 fn run_report(args: Report) -> Result<()> {

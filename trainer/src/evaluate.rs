@@ -13,18 +13,22 @@
 //! println!("{found}");
 //! ```
 
+mod classes;
 mod error;
 pub(crate) mod localisation;
 mod predictions;
 mod subgroup;
 mod table;
+mod versus;
 
 use serde::{Deserialize, Serialize};
 
+pub use classes::{Classes, Kind, classes};
 pub use error::EvaluateError;
 pub use localisation::{Heat, Localisation, MeanDice};
 pub use predictions::{Case, Predictions};
 pub use subgroup::{Subgroup, SubgroupLabel, Subgroups, subgroups};
+pub use versus::{Versus, versus};
 
 use crate::metrics::{self, Auroc, Bootstrap, Confusion, REPLICATES, Rule, Vlm3d};
 

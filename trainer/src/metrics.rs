@@ -7,16 +7,20 @@
 
 mod bootstrap;
 mod calibration;
+mod classes;
 mod curve;
 mod operating;
+mod paired;
 mod rank;
 mod temperature;
 mod vlm3d;
 
 pub use bootstrap::{Bootstrap, Known, REPLICATES, bootstrap, bootstrap_mean};
 pub use calibration::{Bin, brier, expected_calibration_error, reliability};
+pub use classes::{Calls, calls};
 pub use curve::{PrPoint, RocPoint, average_precision, precision_recall, roc};
 pub use operating::{Chosen, Confusion, Rule, choose, sensitivity_at, wilson};
+pub use paired::{Paired, paired};
 pub use rank::{Auroc, Interval, auroc, auroc_with_ci};
 pub use temperature::temperature;
 pub use vlm3d::{Vlm3d, vlm3d};

@@ -14,8 +14,8 @@ pub struct Folds {
 }
 
 impl Folds {
-    /// Parts the train and val rows of `table` into `count` folds, see [`assign`]; rows with the same value in the table's
-    /// column `patient`, where it has one, stay together.
+    /// Parts the train and val rows of `table` into `count` folds, see [`assign`]; rows of one patient, or else
+    /// of one scan, stay together.
     pub fn of(table: &Table, count: usize, seed: u64) -> Result<Self, Error> {
         let wrong = |problem: String| Error::Table { path: table.path.clone(), problem };
         let rows: Vec<usize> =
@@ -23,9 +23,11 @@ impl Folds {
         let mut numbers = HashMap::new();
         let mut group = |row: usize| {
             let sample = &table.samples[row];
-            // A row without a patient stands for itself; an id never equals a patient's name.
-            let key =
-                sample.patient.as_deref().map_or((false, sample.id.as_str()), |patient| (true, patient));
+            // Without a patient, rows of one scan are one; the same file by another way, as through a link, is the same scan.
+            let key = sample
+                .patient
+                .clone()
+                .ok_or_else(|| std::fs::canonicalize(&sample.image).unwrap_or_else(|_| sample.image.clone()));
             let next = numbers.len();
             *numbers.entry(key).or_insert(next)
         };
@@ -37,7 +39,7 @@ impl Folds {
             return Err(Error::Flag { flag: "--folds", problem });
         }
         if numbers.len() < count {
-            let units = if table.samples.iter().any(|s| s.patient.is_some()) { "patients" } else { "rows" };
+            let units = if table.samples.iter().any(|s| s.patient.is_some()) { "patients" } else { "scans" };
             return Err(wrong(format!(
                 "its train and val rows are of {} {units}, expected at least one for each of {count} folds",
                 numbers.len()

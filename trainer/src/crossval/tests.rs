@@ -71,7 +71,7 @@ fn table(rows: &[(&str, Split)]) -> Table {
         id: format!("s{i}"),
         patient: (!patient.is_empty()).then(|| patient.into()),
         split,
-        image: PathBuf::new(),
+        image: format!("{i}.nii").into(),
         mask: None,
         targets: vec![if i % 2 == 0 { P } else { N }],
         row: i as u64 + 2,
@@ -86,17 +86,10 @@ fn test_rows_are_left_alone_and_without_them_another_fold_chooses() {
     let with: Vec<(&str, Split)> = patients
         .iter()
         .enumerate()
-        .map(|(i, &p)| {
-            (
-                p,
-                if p == "t" {
-                    Split::Test
-                } else if i < 3 {
-                    Split::Val
-                } else {
-                    Split::Train
-                },
-            )
+        .map(|(i, &p)| match (p, i) {
+            ("t", _) => (p, Split::Test),
+            (_, 0..3) => (p, Split::Val),
+            _ => (p, Split::Train),
         })
         .collect();
     let rows = table(&with);
@@ -113,7 +106,14 @@ fn test_rows_are_left_alone_and_without_them_another_fold_chooses() {
     let csv = String::from_utf8(folds.csv(&rows, 1).unwrap()).unwrap();
     assert!(csv.starts_with("id,split,fold\n") && csv.ends_with("s8,test,\n"), "{csv}");
 
-    let rows = table(&with[..8]);
+    let mut rows = table(&with[..8]);
+    let apart = |rows: &Table| {
+        (0..9).any(|seed| {
+            let folds = Folds::of(rows, 4, seed).unwrap();
+            folds.of[4] != folds.of[5]
+        })
+    };
+    assert!(apart(&rows));
     let folds = Folds::of(&rows, 4, 0).unwrap();
     for row in 0..8 {
         let part = folds.of[row].unwrap();
@@ -123,6 +123,9 @@ fn test_rows_are_left_alone_and_without_them_another_fold_chooses() {
     let told = |count| Folds::of(&rows, count, 0).unwrap_err().to_string();
     assert!(told(2).contains("expected at least 3"), "{}", told(2));
     assert!(told(6).contains("5 patients, expected at least one for each of 6 folds"), "{}", told(6));
+    // Two rows of one scan are one.
+    rows.samples[5].image = rows.samples[4].image.clone();
+    assert!(!apart(&rows));
 }
 
 #[test]

@@ -81,6 +81,34 @@ pub enum EvaluateError {
         /// What is let through.
         most: usize,
     },
+    /// Labels that contradict each other.
+    #[error("the labels of the id {id:?} of {path} are not those of one class, expected {expected}")]
+    Classes {
+        /// The predictions.
+        path: String,
+        /// The id.
+        id: String,
+        /// What should be.
+        expected: &'static str,
+    },
+    /// No case has a class that is known.
+    #[error("{path} has no case of the split {split:?} of which all labels are known")]
+    Unknown {
+        /// The predictions.
+        path: String,
+        /// The split.
+        split: String,
+    },
+    /// Predictions that cannot be compared.
+    #[error("{path} and {other} have different {what}; predict the same cases with both models")]
+    Other {
+        /// The predictions.
+        path: String,
+        /// The other predictions.
+        other: String,
+        /// Where they differ.
+        what: String,
+    },
     /// No label has both classes.
     #[error(
         "no label of {path} has both a positive and a negative case in the split {split:?} ({found}), \

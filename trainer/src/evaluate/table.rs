@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Evaluation, LabelEvaluation, SPECIFICITIES, Subgroups};
+use super::{Classes, Evaluation, LabelEvaluation, SPECIFICITIES, Subgroups, Versus};
 
 fn number(x: Option<f64>) -> String {
     x.map_or_else(|| "–".into(), |x| format!("{x:.3}"))
@@ -130,6 +130,51 @@ impl fmt::Display for Subgroups {
         }
         if self.groups.iter().flat_map(|g| &g.labels).any(|l| l.sensitivity.is_some()) {
             writeln!(f, "\nsens and spec at the threshold chosen on all val cases (youden)")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Classes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self.names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(5);
+        write!(f, "\n{:width$}  called", "true")?;
+        for name in &self.names {
+            write!(f, "  {name:>width$}")?;
+        }
+        writeln!(f)?;
+        for (name, row) in self.names.iter().zip(&self.calls.confusion) {
+            write!(f, "{name:width$}        ")?;
+            for count in row {
+                write!(f, "  {count:>width$}")?;
+            }
+            writeln!(f)?;
+        }
+        let calls = &self.calls;
+        write!(f, "\naccuracy {}, ", interval(calls.accuracy, calls.accuracy_ci))?;
+        write!(f, "balanced accuracy {:.3}", calls.balanced_accuracy)?;
+        if let Some(error) = calls.mean_absolute_error {
+            let kappa = with_interval(calls.quadratic_kappa, calls.quadratic_kappa_ci);
+            write!(f, ", mean absolute error {error:.3}, quadratic kappa {kappa}")?;
+        }
+        writeln!(f)
+    }
+}
+
+impl fmt::Display for Versus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\nAUROC less that of {} (DeLong, paired)", self.other)?;
+        let width = self.labels.iter().map(|(label, _)| label.chars().count()).max().unwrap_or(0);
+        for (label, paired) in &self.labels {
+            write!(f, "{label:width$}  ")?;
+            match paired {
+                None => writeln!(f, "–")?,
+                Some(paired) => {
+                    let [low, high] = paired.ci;
+                    let p = number(paired.p_value);
+                    writeln!(f, "{:+.3} (95 % CI {low:+.3} to {high:+.3}), p = {p}", paired.difference)?;
+                }
+            }
         }
         Ok(())
     }

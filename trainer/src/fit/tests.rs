@@ -372,6 +372,13 @@ fn an_export_reproduces_libtorch_and_its_plugin_rebuilds_the_graph() {
         let graph = plugin.graph(Backbone::open(&backbone_path()).unwrap()).unwrap();
         assert_eq!(graph, bytes(&bench.path("out/bright-1.2.3.onnx")));
         assert_eq!((plugin.manifest.backbone.blocks, plugin.manifest.golden.len()), (Some(2), 2));
+        // The device's temperature is that of the trainer's predictions.
+        let predictions = Predictions::read(&options.out.join(file::PREDICTIONS)).unwrap();
+        let temperature = plugin.manifest.temperature;
+        for case in &predictions.cases {
+            let expected = plugin.manifest.activation.probabilities(&[case.logits[0] as f32], temperature)[0];
+            assert!((case.probabilities[0] - expected).abs() < 1e-12, "{temperature} {}", case.id);
+        }
         let threshold = plugin.manifest.labels[0].threshold.as_ref().unwrap();
         assert_eq!(threshold.rule, "youden on validation");
         for part in [

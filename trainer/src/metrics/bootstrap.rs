@@ -65,12 +65,25 @@ pub fn bootstrap(labels: &[Known], cases: usize, replicates: usize) -> Bootstrap
 
 /// 95 % percentile interval of the mean of `values`, one a case, over `replicates` resamples; `None` of none.
 pub fn bootstrap_mean(values: &[f64], replicates: usize) -> Option<[f64; 2]> {
-    let mut times = vec![0u32; values.len()];
-    let mean = |replicate: usize| {
-        draw(replicate, &mut times);
-        times.iter().zip(values).map(|(&n, x)| f64::from(n) * x).sum::<f64>() / values.len() as f64
+    let mean = |times: &[u32]| {
+        let sum: f64 = times.iter().zip(values).map(|(&n, x)| f64::from(n) * x).sum();
+        (!values.is_empty()).then(|| sum / values.len() as f64)
     };
-    if values.is_empty() { None } else { middle((0..replicates).map(mean).collect()) }
+    resampled(values.len(), replicates, mean)
+}
+
+/// 95 % percentile interval of what `of` makes of resamples of `cases` cases, given how often each is there.
+pub(super) fn resampled(
+    cases: usize,
+    replicates: usize,
+    of: impl Fn(&[u32]) -> Option<f64>,
+) -> Option<[f64; 2]> {
+    let mut times = vec![0u32; cases];
+    let one = |replicate: usize| {
+        draw(replicate, &mut times);
+        of(&times)
+    };
+    middle((0..replicates).filter_map(one).collect())
 }
 
 /// The middle 95 % of values.

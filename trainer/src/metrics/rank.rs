@@ -78,21 +78,25 @@ pub fn auroc_with_ci(scores: &[f64], labels: &[bool]) -> Option<Auroc> {
 
 /// DeLong's variance of the area; both classes hold at least two.
 fn delong_variance(scores: &[f64], labels: &[bool]) -> f64 {
-    let all = mid_ranks(scores);
-    // A score's rank among all, less its rank within its own class, counts the other class below it.
-    let placements = |class: bool, others: f64| -> Vec<f64> {
-        let own: Vec<f64> =
-            scores.iter().zip(labels).filter(|&(_, &l)| l == class).map(|(&s, _)| s).collect();
-        let of_class = all.iter().zip(labels).filter(|&(_, &l)| l == class).map(|(r, _)| r);
-        of_class.zip(mid_ranks(&own)).map(|(rank, inner)| (rank - inner) / others).collect()
+    let of_class = |class: bool| {
+        let placements = placements(scores, labels, class);
+        variance(&placements) / placements.len() as f64
     };
-    let positives = labels.iter().filter(|&&l| l).count() as f64;
-    let negatives = labels.len() as f64 - positives;
-    variance(&placements(true, negatives)) / positives + variance(&placements(false, positives)) / negatives
+    of_class(true) + of_class(false)
+}
+
+/// DeLong's placements of the cases of `class`: the share of the other class below each, ties counting one half.
+pub(super) fn placements(scores: &[f64], labels: &[bool], class: bool) -> Vec<f64> {
+    let all = mid_ranks(scores);
+    let own: Vec<f64> = scores.iter().zip(labels).filter(|&(_, &l)| l == class).map(|(&s, _)| s).collect();
+    let others = (labels.len() - own.len()) as f64;
+    let of_class = all.iter().zip(labels).filter(|&(_, &l)| l == class).map(|(r, _)| r);
+    // A score's rank among all, less its rank within its own class, counts the other class below it.
+    of_class.zip(mid_ranks(&own)).map(|(rank, inner)| (rank - inner) / others).collect()
 }
 
 /// Sample variance; at least two values.
-fn variance(values: &[f64]) -> f64 {
+pub(super) fn variance(values: &[f64]) -> f64 {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0)
