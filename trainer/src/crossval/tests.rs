@@ -109,7 +109,7 @@ fn test_rows_are_left_alone_and_without_them_another_fold_chooses() {
     let mut rows = table(&with[..8]);
     let apart = |rows: &Table| {
         (0..9).any(|seed| {
-            let folds = Folds::of(rows, 4, seed).unwrap();
+            let folds = Folds::of(rows, 3, seed).unwrap();
             folds.of[4] != folds.of[5]
         })
     };
