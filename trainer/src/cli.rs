@@ -1,3 +1,5 @@
+mod evaluate;
+
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -5,8 +7,8 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 use trainer::crossval;
-use trainer::data::{Table, column};
-use trainer::evaluate::{self, EvaluateError, Predictions, subgroups};
+use trainer::data::Table;
+use trainer::evaluate::EvaluateError;
 use trainer::export::{self, export};
 use trainer::fit::{self, fit};
 use trainer::phantom::{self, PhantomError, Suite};
@@ -33,7 +35,7 @@ enum Command {
     Config(Config),
     Export(Export),
     Predict(Predict),
-    Evaluate(Evaluate),
+    Evaluate(evaluate::Evaluate),
     Report(Report),
     Phantom(Phantom),
     Import(Import),
@@ -167,32 +169,6 @@ struct Predict {
     machine: Machine,
 }
 
-/// AUROC with confidence intervals, average precision, calibration, operating points and VLM3D's metrics of predictions.
-#[derive(Args)]
-struct Evaluate {
-    /// Table written by `predict`
-    #[arg(long, value_name = "CSV")]
-    predictions: PathBuf,
-    /// Rows to evaluate; thresholds come from those with split val
-    #[arg(long, default_value = "test")]
-    split: String,
-    /// Also part the cases by this column of --data, such as scanner or sex; repeatable
-    #[arg(long, value_name = "COLUMN", requires = "data")]
-    by: Vec<String>,
-    /// Data table with the columns of --by
-    #[arg(long, value_name = "CSV")]
-    data: Option<PathBuf>,
-    /// Also call one class a case: exclusive labels, or ordered ones, which are rising grades
-    #[arg(long, value_name = "KIND")]
-    classes: Option<evaluate::Kind>,
-    /// Also compare with another model's predictions of the same cases, by DeLong's paired test
-    #[arg(long, value_name = "CSV")]
-    versus: Option<PathBuf>,
-    /// Print JSON instead of a table
-    #[arg(long)]
-    json: bool,
-}
-
 /// Write a run's report: training curves, ROC, precision and recall, calibration, operating points and
 /// the most wrong cases in one HTML file that needs nothing else.
 #[derive(Args)]
@@ -298,7 +274,7 @@ fn run(command: Command) -> Result<()> {
         Command::Config(args) => print(&Task::read(&args.task)?.resolved(&args.task)?),
         Command::Export(args) => run_export(args),
         Command::Predict(args) => run_predict(&args),
-        Command::Evaluate(args) => run_evaluate(&args),
+        Command::Evaluate(args) => evaluate::run(&args),
         Command::Report(args) => run_report(args),
         Command::Phantom(args) => run_phantom(&args),
         Command::Import(args) => run_import(&args),
@@ -434,35 +410,6 @@ fn run_predict(args: &Predict) -> Result<()> {
             .map_err(|source| Error::Io { path: path.clone(), source }.into()),
         None => print(&String::from_utf8_lossy(&csv)),
     }
-}
-
-fn run_evaluate(args: &Evaluate) -> Result<()> {
-    let predictions = Predictions::read(&args.predictions)?;
-    let found = evaluate::evaluate(&predictions, &args.split)?;
-    let mut groups = Vec::new();
-    for (by, data) in args.by.iter().flat_map(|by| args.data.iter().map(move |data| (by, data))) {
-        let values = column(data, by)?.ok_or_else(|| Error::Table {
-            path: data.clone(),
-            problem: format!("it has no column `{by}`, which --by names"),
-        })?;
-        groups.push(subgroups(&predictions, &args.split, by, &values)?);
-    }
-    let classes = args.classes.map(|kind| evaluate::classes(&predictions, &args.split, kind)).transpose()?;
-    let versus = match &args.versus {
-        Some(other) => Some(evaluate::versus(&predictions, &Predictions::read(other)?, &args.split)?),
-        None => None,
-    };
-    if args.json {
-        let mut json = serde_json::to_value(&found)?;
-        json["subgroups"] = serde_json::to_value(&groups)?;
-        json["classes"] = serde_json::to_value(&classes)?;
-        json["versus"] = serde_json::to_value(&versus)?;
-        return print(&(serde_json::to_string_pretty(&json)? + "\n"));
-    }
-    let mut text = groups.iter().fold(format!("{found}\n"), |text, group| text + &group.to_string());
-    text += &classes.map_or(String::new(), |classes| classes.to_string());
-    text += &versus.map_or(String::new(), |versus| versus.to_string());
-    print(&text)
 }
 
 fn run_report(args: Report) -> Result<()> {

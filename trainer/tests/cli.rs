@@ -273,6 +273,17 @@ fn masks_are_learned_from_and_measured_against() {
 }
 
 #[test]
+fn a_printed_task_file_is_one() {
+    let folder = Folder::new();
+    let printed = succeed(&["config", "--task", &folder.text("task.toml")]);
+    assert!(printed.lines().any(|line| line == "lr_lora = 0.001") && printed.contains("decay_head = 0.0001"));
+    folder.write("again.toml", &printed);
+    assert_eq!(succeed(&["config", "--task", &folder.text("again.toml")]), printed);
+    folder.write("key.toml", "name = 'x'\nrank = 8\n");
+    refuse(&["config", "--task", &folder.text("key.toml")], "unknown field `rank`");
+}
+
+#[test]
 fn folds_and_seeds_are_fitted_summed_up_and_evaluated_by_group() {
     let folder = Folder::new();
     let table = folder.read("data.csv").replace(",val,", ",train,");
@@ -298,6 +309,9 @@ fn folds_and_seeds_are_fitted_summed_up_and_evaluated_by_group() {
         succeed(&["evaluate", "--predictions", &csv, "--split", "val", "--data", &data, "--by", "scanner"]);
     assert!(told.contains("\nM1       bright      6        3/3"), "{told}");
     refuse(&["evaluate", "--predictions", &csv, "--data", &data, "--by", "sex"], "no column `sex`");
+    let told = succeed(&["evaluate", "--predictions", &csv, "--split", "val", "--versus", &csv]);
+    assert!(told.ends_with("bright  +0.000 (95 % CI +0.000 to +0.000), p = –\n"), "{told}");
+    refuse(&["evaluate", "--predictions", &csv, "--classes", "exclusive"], "exactly one label that holds");
     refuse(&["summarize", "--runs", &folder.text("run/fold-0/seed-3")], "no finished run");
     fit.extend(["--fold".into(), "2".into()]);
     refuse(&strs(&fit), "--fold cannot be used: it is 2, expected 0 to 1");
