@@ -64,14 +64,15 @@ impl Needs {
     pub fn of(fit: &Fit<'_>) -> Self {
         let Fit { arch, size, slices, volumes, workers, train } = *fit;
         // Volumes that fit together go through together, shared among the workers; a longer one goes in chunks.
-        let shared = (train.batch * slices).div_ceil(workers);
+        let batch = train.batch.min(volumes);
+        let shared = (batch * slices).div_ceil(workers);
         let at_a_time = shared.max(slices).min(train.chunk);
         let volume = (slices * 3 * size[0] * size[1] * 4) as f64;
         let within = |limit_mb: usize, volumes: usize| (limit_mb as f64 * MIB).min(volumes as f64 * volume);
         Self {
             activations: (workers * at_a_time) as f64 * activations(arch, size) * OVERHEAD,
             kept: within(train.cache_mb, volumes),
-            ahead: within(train.prefetch_mb, volumes) + train.batch as f64 * volume,
+            ahead: within(train.prefetch_mb, volumes) + batch as f64 * volume,
         }
     }
 
@@ -153,6 +154,9 @@ mod tests {
         assert_eq!([at_a_time(40, 1), at_a_time(40, 4)], [16.0, 64.0]);
         assert_eq!([at_a_time(3, 1), at_a_time(3, 2), at_a_time(3, 4)], [12.0, 12.0, 12.0]);
         assert_eq!(at_a_time(10, 4), 40.0);
+        // No batch has more volumes than the table.
+        let wide = Train { batch: 1000, chunk: 1000, ..train.clone() };
+        assert_eq!(needs(10, 9, 1, &wide).activations, 90.0 * SLICE * OVERHEAD);
     }
 
     #[test]
