@@ -1,7 +1,8 @@
 //! Event files that TensorBoard shows: one in each run folder.
 //!
-//! A file is a sequence of TFRecords (length and payload, each with a masked CRC-32C) of `Event` messages (tensorflow/core/util/event.proto),
-//! of which only the scalar form is written. Point TensorBoard at a run folder, or at a folder of many.
+//! A file is a sequence of TFRecords (length and payload, each with a masked CRC-32C) of `Event` messages
+//! (tensorflow/core/util/event.proto), of which only the scalar form is written. Point TensorBoard at a run folder, or at a
+//! folder of many.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
@@ -22,8 +23,9 @@ pub struct Events {
 }
 
 impl Events {
-    /// Opens the event file in `folder`, or begins it. Events of steps after `step` are dropped, and so is a record that was not written to its
-    /// end: a resumed fit takes those steps again. The file stays the same one, so that a TensorBoard that reads it goes on.
+    /// Opens the event file in `folder`, or begins it. Events of steps after `step` are dropped, and so is a record that was
+    /// not written to its end: a resumed fit takes those steps again. The file stays the same one, so that a TensorBoard
+    /// that reads it goes on.
     pub fn open(folder: &Path, step: u64, now: f64) -> Result<Self, Error> {
         let path = folder.join(FILE);
         let io = |e| Error::io(&path)(e);
@@ -150,7 +152,8 @@ fn crc32c(bytes: &[u8]) -> u32 {
 /// Step, tag and value of all scalars in the event file of `folder`.
 #[cfg(test)]
 pub(crate) fn scalars_in(folder: &Path) -> Vec<(u64, String, f32)> {
-    /// Fields of a message whose values are all length-delimited or of four bytes, and whose sizes are below 128 or of two bytes.
+    /// Fields of a message whose values are all length-delimited or of four bytes, and whose sizes are below 128 or of two
+    /// bytes.
     fn fields(mut rest: &[u8]) -> Vec<(u8, &[u8])> {
         let mut found = Vec::new();
         while let [key, tail @ ..] = rest {

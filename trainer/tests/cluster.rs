@@ -1,5 +1,5 @@
-//! The cluster examples of `docs/cluster`: each job asks for its own fold, seed or task. `scanside-train` is a stand-in here that prints
-//! what it was asked for.
+//! The cluster examples of `docs/cluster`: each job asks for its own fold, seed or task. `scanside-train` is a stand-in here
+//! that prints what it was asked for.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -9,8 +9,8 @@ pub struct Spread {
     pub mean: f64,
     /// Sample standard deviation; `None` of one run.
     pub sd: Option<f64>,
-    /// 95 % confidence interval of the mean, by Student's t over the runs, within 0 to 1. Runs of a cross-validation share training volumes, so that
-    /// theirs is too narrow (Bengio and Grandvalet, JMLR 2004).
+    /// 95 % confidence interval of the mean, by Student's t over the runs, within 0 to 1. Runs of a cross-validation share
+    /// training volumes, so that theirs is too narrow (Bengio and Grandvalet, JMLR 2004).
     pub ci: Option<[f64; 2]>,
 }
 
@@ -45,8 +45,8 @@ impl std::fmt::Display for Spread {
     }
 }
 
-/// 97.5 % quantile of Student's t with `freedom` degrees of freedom, at least 1: from the usual table up to 10, then the expansion around the
-/// normal quantile (Abramowitz and Stegun 26.7.5), good to 1e-5 there.
+/// 97.5 % quantile of Student's t with `freedom` degrees of freedom, at least 1: from the usual table up to 10, then the
+/// expansion around the normal quantile (Abramowitz and Stegun 26.7.5), good to 1e-5 there.
 pub fn t_quantile(freedom: usize) -> f64 {
     const TABLE: [f64; 10] = [
         12.706_205, 4.302_653, 3.182_446, 2.776_445, 2.570_582, 2.446_912, 2.364_624, 2.306_004, 2.262_157,

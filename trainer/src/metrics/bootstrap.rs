@@ -11,7 +11,8 @@ pub const REPLICATES: usize = 2000;
 
 /// 95 % percentile intervals over resamples of the cases (Efron and Tibshirani 1993, chapter 13).
 ///
-/// Where every case is told apart, each resample is as well, and the interval has no width; [`super::auroc_with_ci`] has one then.
+/// Where every case is told apart, each resample is as well, and the interval has no width; [`super::auroc_with_ci`] has one
+/// then.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Bootstrap {
     /// Of each label's AUROC.
@@ -35,8 +36,8 @@ pub struct Known {
     pub truth: Vec<bool>,
 }
 
-/// Draws `replicates` times as many of `cases` cases as there are, with replacement, and looks at the figures of each draw. Draws without
-/// both classes are left out. The same input gives the same intervals.
+/// Draws `replicates` times as many of `cases` cases as there are, with replacement, and looks at the figures of each draw.
+/// Draws without both classes are left out. The same input gives the same intervals.
 pub fn bootstrap(labels: &[Known], cases: usize, replicates: usize) -> Bootstrap {
     let ranked: Vec<Option<Ranked>> = labels.iter().map(Ranked::new).collect();
     let mut auroc = vec![Vec::new(); labels.len() + 1];

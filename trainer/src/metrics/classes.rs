@@ -18,7 +18,8 @@ pub struct Calls {
     pub balanced_accuracy: f64,
     /// Of ordered classes: mean distance of the called class from the true one.
     pub mean_absolute_error: Option<f64>,
-    /// Of ordered classes: Cohen's kappa with quadratic weights (Psychological Bulletin 1968); `None` where chance leaves no room.
+    /// Of ordered classes: Cohen's kappa with quadratic weights (Psychological Bulletin 1968); `None` where chance leaves no
+    /// room.
     pub quadratic_kappa: Option<f64>,
     /// Its 95 % bootstrap interval.
     pub quadratic_kappa_ci: Option<[f64; 2]>,

@@ -105,9 +105,9 @@ pub struct Chosen {
 
 /// The threshold that `rule` asks for.
 ///
-/// It stands half way between the lowest score called positive and the next one below, so that it does
-/// not sit on a score that the next case misses by a hair. `None` unless both classes are there, and where nothing but calling no
-/// case at all is specific enough.
+/// It stands half way between the lowest score called positive and the next one below, so that it does not sit on a score
+/// that the next case misses by a hair. `None` unless both classes are there, and where nothing but calling no case at all
+/// is specific enough.
 pub fn choose(rule: Rule, scores: &[f64], labels: &[bool]) -> Option<Chosen> {
     // A tolerance, since equal rates come out of different divisions.
     const EPSILON: f64 = 1e-12;
@@ -146,8 +146,8 @@ pub fn choose(rule: Rule, scores: &[f64], labels: &[bool]) -> Option<Chosen> {
     })
 }
 
-/// The largest sensitivity of any threshold with at least this specificity, without interpolation between scores; `None` unless both classes
-/// are there.
+/// The largest sensitivity of any threshold with at least this specificity, without interpolation between scores; `None`
+/// unless both classes are there.
 pub fn sensitivity_at(specificity: f64, scores: &[f64], labels: &[bool]) -> Option<f64> {
     let specific = |point: &&RocPoint| 1.0 - point.false_positive_rate >= specificity - 1e-12;
     roc(scores, labels)?.iter().rfind(specific).map(|point| point.true_positive_rate)

@@ -8,8 +8,9 @@ const RANGE: [f64; 2] = [0.05, 20.0];
 /// The temperature T by which logits are to be divided so that the negative log-likelihood of the labels is least (Guo et
 /// al., ICML 2017): one T for all labels, which leaves every ranking as it is.
 ///
-/// `volumes` holds a volume's logits `[C]` and what is known of its labels. `None` where no T from 0.05 to 20 is best: no label is
-/// known, or the volumes are told apart without a mistake or so badly that the likelihood rises to the end of the range.
+/// `volumes` holds a volume's logits `[C]` and what is known of its labels. `None` where no T from 0.05 to 20 is best: no
+/// label is known, or the volumes are told apart without a mistake or so badly that the likelihood rises to the end of the
+/// range.
 pub fn temperature(volumes: &[(&[f32], &[Option<bool>])], activation: Activation) -> Option<f64> {
     let nll = |beta: f64| nll(volumes, activation, beta);
     // In β = 1 / T the likelihood is convex; the golden section narrows ln β down.

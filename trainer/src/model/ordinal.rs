@@ -4,9 +4,9 @@ use tch::{Kind, TchError, Tensor};
 
 use super::{Parameters, stored};
 
-/// Ties the rows of the head, so that the probabilities of "at least grade k" never rise with k: all of them read one direction of the
-/// pooled feature and differ by their biases only, which fall (CORAL: Cao, Mirjalili and Raschka, Pattern Recognition Letters
-/// 2020). The plugin holds an ordinary head, of which the rows are equal.
+/// Ties the rows of the head, so that the probabilities of "at least grade k" never rise with k: all of them read one
+/// direction of the pooled feature and differ by their biases only, which fall (CORAL: Cao, Mirjalili and Raschka, Pattern
+/// Recognition Letters 2020). The plugin holds an ordinary head, of which the rows are equal.
 pub struct Ordinal {
     /// Where the head's weight lies among all parameters.
     start: i64,
@@ -28,8 +28,8 @@ impl Ordinal {
         Ok(Self { start, shape: [classes, dim] })
     }
 
-    /// Makes the gradients `[P]` those of one direction: each row's is the sum of all rows'. Equal rows with equal gradients stay equal, to
-    /// the bit.
+    /// Makes the gradients `[P]` those of one direction: each row's is the sum of all rows'. Equal rows with equal gradients
+    /// stay equal, to the bit.
     pub fn tie(&self, gradients: &Tensor) -> Result<(), TchError> {
         let [classes, dim] = self.shape;
         let rows = gradients.f_narrow(0, self.start, classes * dim)?;
