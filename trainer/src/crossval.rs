@@ -17,6 +17,7 @@ mod spread;
 use std::path::{Path, PathBuf};
 
 pub use folds::{Folds, assign};
+pub(crate) use overview::one_of;
 pub use overview::{LabelSpread, Made, OneRun, Overview, overview};
 pub use spread::{Spread, t_quantile};
 

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use crate::Error;
+use crate::crossval::one_of;
 use crate::fit::{Checkpoint, Summary};
 use crate::model::{Encoder, Network, Parameters};
 use crate::precision::Precision;
@@ -123,8 +124,12 @@ impl Run {
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let path = folder.join(file::BEST);
         if !path.exists() {
-            let problem =
-                format!("it has no {}; run `scanside-train fit` with --out set to it first", file::BEST);
+            let problem = match one_of(folder) {
+                Some(one) => format!("it holds several runs; take one of them, such as {}", one.display()),
+                None => {
+                    format!("it has no {}; run `scanside-train fit` with --out set to it first", file::BEST)
+                }
+            };
             return Err(Error::Run { path: folder.into(), problem });
         }
         Ok(Self { folder: folder.into(), best: Checkpoint::read(&path)? })

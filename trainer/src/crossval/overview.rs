@@ -175,6 +175,13 @@ pub fn overview(out: &Path) -> Result<Made, Error> {
     Ok(Made { overview, predictions })
 }
 
+/// A run folder of the many in `folder`, if it has any.
+pub(crate) fn one_of(folder: &Path) -> Option<PathBuf> {
+    let first = |folder: &Path, prefix| numbered(folder, prefix).ok()?.into_iter().next();
+    let fold = first(folder, "fold-").map_or_else(|| folder.to_path_buf(), |(_, path)| path);
+    first(&fold, "seed-").map(|(_, path)| path)
+}
+
 /// The folders `PREFIX` + number in `folder`, by number.
 fn numbered(folder: &Path, prefix: &str) -> Result<Vec<(u64, PathBuf)>, Error> {
     let mut found = Vec::new();

@@ -196,6 +196,12 @@ fn seeds_alone_share_the_tables_split() {
     assert_eq!(names, [Path::new("seed-0"), Path::new("seed-5")]);
     let content = |folder: &str| Run::open(&bench.path(folder)).unwrap().best.content();
     assert_ne!(content("seeds/seed-0")["lora.patch.A"], content("seeds/seed-5")["lora.patch.A"]);
+    let Err(error) = Run::open(&bench.path("seeds")) else { panic!("no run folder") };
+    assert!(
+        error.is_bad_input()
+            && error.to_string().contains("such as")
+            && error.to_string().ends_with("seed-0")
+    );
     let error = overview(&bench.path("seeds/seed-0")).unwrap_err();
     assert!(error.is_bad_input() && error.to_string().contains("no finished run"), "{error}");
 }
