@@ -12,7 +12,8 @@ const OVERHEAD: f64 = 1.5;
 /// An estimate, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Needs {
-    /// Activations of the slices that all workers have in the network at a time.
+    /// Activations of the slices that all workers have in the network at a time, and what pixel supervision holds of their
+    /// volumes.
     pub activations: f64,
     /// Prepared slices that are kept.
     pub kept: f64,
@@ -59,6 +60,13 @@ fn activations(arch: &Arch, size: [usize; 2]) -> f64 {
     floats as f64 * 4.0
 }
 
+/// Bytes that pixel supervision holds of one slice: its N patch tokens of width d and their gradient, five maps of the decoder's
+/// width on the token grid, and eight of a quarter of the pixels (mask, logits, the losses' parts and gradients).
+fn supervision(arch: &Arch, size: [usize; 2], width: usize) -> f64 {
+    let [rows, columns] = arch.grid(size).unwrap_or([0; 2]);
+    ((rows * columns * (2 * arch.dim + 5 * width) + 2 * size[0] * size[1]) * 4) as f64
+}
+
 impl Needs {
     /// For a fit of volumes that are all alike.
     pub fn of(fit: &Fit<'_>) -> Self {
@@ -69,8 +77,12 @@ impl Needs {
         let at_a_time = shared.max(slices).min(train.chunk);
         let volume = (slices * 3 * size[0] * size[1] * 4) as f64;
         let within = |limit_mb: usize, volumes: usize| (limit_mb as f64 * MIB).min(volumes as f64 * volume);
+        // The decoder sees all slices of a volume, also of one that is encoded in chunks.
+        let supervised =
+            train.pixel.map_or(0.0, |pixel| slices as f64 * supervision(arch, size, pixel.width));
+        let network = at_a_time as f64 * activations(arch, size) * OVERHEAD;
         Self {
-            activations: (workers * at_a_time) as f64 * activations(arch, size) * OVERHEAD,
+            activations: workers as f64 * (network + supervised),
             kept: within(train.cache_mb, volumes),
             ahead: within(train.prefetch_mb, volumes) + batch as f64 * volume,
         }
@@ -122,6 +134,7 @@ mod tests {
     use runtime::backbone::{Davit, Family, Mlp, Position, PositionResize, Stage, Vit};
 
     use super::*;
+    use crate::task::Pixel;
 
     fn vit_s() -> Arch {
         let vit = Vit {
@@ -157,6 +170,14 @@ mod tests {
         // No batch has more volumes than the table.
         let wide = Train { batch: 1000, chunk: 1000, ..train.clone() };
         assert_eq!(needs(10, 9, 1, &wide).activations, 90.0 * SLICE * OVERHEAD);
+    }
+
+    #[test]
+    fn masks_take_the_tokens_of_all_slices() {
+        let plain = Train { batch: 4, chunk: 16, cache_mb: 0, prefetch_mb: 0, ..Train::default() };
+        let pixel = Train { pixel: Some(Pixel { weight: 1.0, width: 32 }), ..plain.clone() };
+        let more = needs(40, 9, 2, &pixel).activations - needs(40, 9, 2, &plain).activations;
+        assert_eq!(more, 2.0 * 40.0 * 4.0 * (256.0 * (2.0 * 384.0 + 5.0 * 32.0) + 8.0 * 112.0 * 112.0));
     }
 
     #[test]
