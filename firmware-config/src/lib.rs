@@ -24,6 +24,7 @@ mod names;
 mod pattern;
 mod recipe;
 mod rules;
+mod views;
 
 pub use accepts::{Accepts, Observed};
 pub use manifest::{
@@ -34,6 +35,7 @@ pub use names::{Broker, NameError, TopicLevel};
 pub use pattern::Pattern;
 pub use recipe::{Crop, Fit, Intensity, Normalize, Plane, Recipe, Region, SliceSelection};
 pub use rules::Rules;
+pub use views::{MissingViews, View, inputs, validate_views};
 
 /// A value in a configuration that its own rules forbid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,6 +1,8 @@
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::{Accepts, Invalid, Recipe};
+use crate::{Accepts, Invalid, MissingViews, Recipe, View, validate_views};
 
 /// The value of [`Manifest::schema`] that this build writes and reads.
 pub const SCHEMA: &str = "scanside.plugin/1";
@@ -23,9 +25,15 @@ pub struct Manifest {
     pub backbone: BackboneRef,
     /// Where the factors sit and how they are scaled.
     pub lora: LoraSpec,
-    /// Preprocessing.
+    /// Preprocessing; of a task with views, that of those which have none of their own.
     pub recipe: Recipe,
-    /// [`Recipe::streamable`], written out for readers.
+    /// Views by name, each an input of its own; none where the task looks at one series.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub views: BTreeMap<String, View>,
+    /// What is done where not every view is given.
+    #[serde(default, skip_serializing_if = "MissingViews::is_default")]
+    pub missing_views: MissingViews,
+    /// [`Manifest::is_streamable`], written out for readers.
     pub streamable: bool,
     /// What the plugin may be given; without it the service does not run the plugin.
     #[serde(default)]
@@ -153,7 +161,8 @@ pub enum AttentionLora {
 /// An input with the outputs that the trainer got for it.
 ///
 /// The input is synthetic: a volume under the case's name among the plugin's golden tensors, `[nz, ny, nx]`,
-/// axes along RAS+; the slices that the recipe makes of it go through the graph.
+/// axes along RAS+; the slices that the recipe makes of it go through the graph. Every view is given the same volume; slices are
+/// counted through the views, in their order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GoldenCase {
@@ -188,6 +197,11 @@ impl Default for Tolerance {
 }
 
 impl Manifest {
+    /// Whether slices can be encoded as they arrive: there is one view, and its recipe is [`Recipe::streamable`].
+    pub fn is_streamable(&self) -> bool {
+        self.views.is_empty() && self.recipe.streamable()
+    }
+
     /// Checks what types cannot state.
     pub fn validate(&self) -> Result<(), Invalid> {
         if self.schema != SCHEMA {
@@ -218,11 +232,12 @@ impl Manifest {
             }
         }
         self.recipe.validate()?;
-        if self.streamable != self.recipe.streamable() {
+        validate_views(&self.views, self.missing_views)?;
+        if self.streamable != self.is_streamable() {
             return Err(Invalid::new(
                 "streamable",
                 self.streamable,
-                format!("{}, as the recipe implies", self.recipe.streamable()),
+                format!("{}, as recipe and views imply", self.is_streamable()),
             ));
         }
         self.accepts.as_ref().map_or(Ok(()), Accepts::validate)

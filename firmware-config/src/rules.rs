@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::views::check_view_name;
 use crate::{Invalid, Pattern, Plane};
 
 /// The selection rules of one task on one device. They narrow what the plugin's signed manifest accepts
@@ -117,11 +118,7 @@ impl Rules {
         }
         for (view, rules) in &self.views {
             let place = format!("{place}.views.{view}");
-            let sound = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
-            if view.is_empty() || !view.chars().all(sound) {
-                let expected = "a name of lower-case letters, digits, dashes and underscores";
-                return Err(Invalid::new(&place, format!("named \"{}\"", view.escape_debug()), expected));
-            }
+            check_view_name(&place, view)?;
             if !rules.views.is_empty() {
                 return Err(Invalid::new(&format!("{place}.views"), "there", "absent: a view has no views"));
             }

@@ -53,7 +53,7 @@ fn serve(graph: &Path, slices: usize, threads: usize) -> Result<(), Box<dyn Erro
     let start = Instant::now();
     let (engine, _) = Engine::open(graph, threads)?;
     println!("ready {}", milliseconds(start));
-    let pixels = engine.size().iter().product::<usize>() * 3;
+    let pixels = engine.views()[0].size.iter().product::<usize>() * 3;
     let input = input(slices * pixels);
     let mut logits = Vec::new();
     for line in std::io::stdin().lock().lines() {

@@ -22,31 +22,60 @@ use tract_onnx::tract_hir::internal::{DimLike, Factoid};
 use self::multithread::{Executor, multithread_tract_scope};
 use self::plan::{Plan, plan};
 
-use crate::graph::CLS_ATTENTION;
+use crate::graph::{CLS_ATTENTION, VIEW_MASK, of_view};
 use crate::tensor::{Tensor as Weights, Tensors, sha256};
 
 /// A loaded task graph.
 pub struct Engine {
-    encoder: Plan,
+    views: Vec<View>,
     pooling: Plan,
-    size: [usize; 2],
-    grid: [usize; 2],
+    /// Whether views may be missing.
+    pools_what_is_there: bool,
     dim: usize,
     classes: usize,
     threads: usize,
 }
 
-/// What a task graph says of one volume.
+/// One of a task's inputs; most tasks have one.
+pub struct View {
+    /// Its name; none where the task has one view.
+    pub name: Option<String>,
+    /// Height and width of a slice, in pixels.
+    pub size: [usize; 2],
+    /// Patches along height and width.
+    pub grid: [usize; 2],
+    encoder: Plan,
+}
+
+/// What a task graph says of one study.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Output {
     /// `[C]`.
     pub logits: Vec<f32>,
+    /// `[V]`, sums to 1; of a view that was not given, 0.
+    pub view_weights: Vec<f32>,
+    /// `[V]`, in the order of [`Engine::views`].
+    pub views: Vec<ViewOutput>,
+}
+
+/// What a task graph says of one view's volume; nothing of one that was not given.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ViewOutput {
     /// `[S]`, sums to 1.
     pub slice_weights: Vec<f32>,
     /// `[S, gh, gw]`: last-block attention from CLS to the patches, mean over heads, times the slice's weight.
     pub heatmap: Vec<f32>,
     /// `[S, d]`.
     pub embeddings: Vec<f32>,
+}
+
+/// The encoded slices of a view, to be pooled.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct EncodedView {
+    /// `[S, d]`.
+    pub embeddings: Vec<f32>,
+    /// `[S, N]`.
+    pub attention: Vec<f32>,
 }
 
 /// How results were computed; part of a result's provenance.
@@ -81,6 +110,12 @@ pub enum EngineError {
         /// What is missing or wrong.
         detail: String,
     },
+    /// Not all views were given, and the task does not do without.
+    #[error("the task needs all of its views, and there is none for {missing}; give a scan for each")]
+    Views {
+        /// The views that are missing.
+        missing: String,
+    },
     /// No slices were given.
     #[error("a volume of no slices cannot be classified; give at least one slice")]
     Empty,
@@ -97,7 +132,7 @@ impl EngineError {
     pub fn is_bad_input(&self) -> bool {
         match self {
             Self::Io { source, .. } => crate::files::names_no_file(source),
-            Self::Graph { .. } | Self::Empty => true,
+            Self::Graph { .. } | Self::Views { .. } | Self::Empty => true,
             Self::Run { .. } => false,
         }
     }
@@ -134,63 +169,60 @@ impl Engine {
             tract_onnx::onnx().model_for_proto_model(&proto).map_err(|e| unusable(format!("{e:#}")))?;
         drop(proto);
 
-        let fact =
-            model.input_fact(0).map_err(unusable)?.shape.dims().map(Factoid::concretize).collect::<Vec<_>>();
-        let [_, Some(channels), Some(height), Some(width)] = fact.as_slice() else {
-            return Err(unusable("its input is not slices [S, 3, H, W]"));
-        };
-        let known = |d: &TDim| d.to_usize().map_err(unusable);
-        let size = [known(height)?, known(width)?];
-        if known(channels)? != 3 {
-            return Err(unusable("its slices do not have three channels"));
-        }
         let outlet =
             |name: &str| model.find_outlet_label(name).ok_or_else(|| unusable(format!("no tensor {name}")));
-        let (embeddings, attention) = (outlet("slice_embeddings")?, outlet(CLS_ATTENTION)?);
-        let ends = [outlet("logits")?, outlet("slice_weights")?, outlet("heatmap")?];
+        let inputs: Vec<(OutletId, String)> =
+            model.inputs.iter().map(|input| (*input, model.nodes[input.node].name.clone())).collect();
+        let mask = inputs.iter().find(|(_, name)| name == VIEW_MASK).map(|(input, _)| *input);
+        let mut views = Vec::new();
+        let (mut cuts, mut ends, mut dims) = (Vec::new(), vec![outlet("logits")?], Vec::new());
+        for (input, name) in inputs.iter().filter(|(_, name)| name != VIEW_MASK) {
+            let view = match name.strip_prefix("slices") {
+                Some("") => None,
+                Some(view) if view.starts_with('_') => Some(view[1..].to_owned()),
+                _ => return Err(unusable(format!("an input named {name}, which is not slices"))),
+            };
+            let of = |part: &str| outlet(&view.as_ref().map_or(part.to_owned(), |view| of_view(part, view)));
+            let cut = [of("slice_embeddings")?, of(CLS_ATTENTION)?];
+            ends.extend([of("slice_weights")?, of("heatmap")?]);
+            cuts.extend(cut);
+            let (encoder, size, [dim, patches]) = encoder(&model, *input, &cut)?;
+            dims.extend([dim, patches]);
+            views.push(View { name: view, size, grid: [0, 0], encoder });
+        }
+        let Some(&dim) = dims.first() else { return Err(unusable("it has no input")) };
+        if views.len() > 1 {
+            ends.push(outlet("view_weights")?);
+        }
 
-        let mut pooling = model.clone();
-        let mut encoder = model;
-        encoder.select_output_outlets(&[embeddings, attention]).map_err(unusable)?;
-        encoder.set_input_fact(0, f32::fact([1, 3, size[0], size[1]]).into()).map_err(unusable)?;
-        let encoder = encoder.into_typed().map_err(|e| unusable(format!("{e:#}")))?;
-        let shape = |k: usize| -> Result<Vec<usize>, EngineError> {
-            let fact = encoder.output_fact(k).map_err(unusable)?;
-            fact.shape
-                .as_concrete()
-                .map(<[usize]>::to_vec)
-                .ok_or_else(|| unusable("an output of unknown shape"))
-        };
-        let (&[1, dim], &[1, patches]) = (shape(0)?.as_slice(), shape(1)?.as_slice()) else {
-            return Err(unusable("slice_embeddings or cls_attention of an unexpected shape"));
-        };
-        let encoder = plan(encoder)?;
-
-        pooling.set_input_outlets(&[embeddings, attention]).map_err(unusable)?;
+        let mut pooling = model;
+        cuts.extend(mask);
+        pooling.set_input_outlets(&cuts).map_err(unusable)?;
         pooling.select_output_outlets(&ends).map_err(unusable)?;
-        let s = TDim::from(pooling.symbols.sym("S"));
-        let rows = |n: usize| InferenceFact::dt_shape(f32::datum_type(), tvec![s.clone(), n.to_dim()]);
-        pooling.set_input_fact(0, rows(dim)).map_err(unusable)?;
-        pooling.set_input_fact(1, rows(patches)).map_err(unusable)?;
+        for (k, width) in dims.iter().enumerate() {
+            let symbol = if views.len() > 1 { format!("S{}", k / 2) } else { "S".to_owned() };
+            let rows = TDim::from(pooling.symbols.sym(&symbol));
+            let fact = InferenceFact::dt_shape(f32::datum_type(), tvec![rows, width.to_dim()]);
+            pooling.set_input_fact(k, fact).map_err(unusable)?;
+        }
         let pooling = pooling.into_typed().map_err(|e| unusable(format!("{e:#}")))?;
-        let classes = pooling.output_fact(0).map_err(unusable)?.shape[0].to_usize().map_err(unusable)?;
-        let heat = pooling.output_fact(2).map_err(unusable)?.shape.to_tvec();
-        let grid = match heat.as_slice() {
-            [_, gh, gw] => [known(gh)?, known(gw)?],
-            _ => return Err(unusable("heatmap is not [S, gh, gw]")),
-        };
+        let known = |d: &TDim| d.to_usize().map_err(unusable);
+        let classes = known(&pooling.output_fact(0).map_err(unusable)?.shape[0])?;
+        for (k, view) in views.iter_mut().enumerate() {
+            let heat = pooling.output_fact(2 * k + 2).map_err(unusable)?.shape.to_tvec();
+            view.grid = match heat.as_slice() {
+                [_, gh, gw] => [known(gh)?, known(gw)?],
+                _ => return Err(unusable("heatmap is not [S, gh, gw]")),
+            };
+        }
         let pooling = plan(pooling)?;
-        Ok(Self { encoder, pooling, size, grid, dim, classes, threads: threads.max(1) })
+        let pools_what_is_there = mask.is_some();
+        Ok(Self { views, pooling, pools_what_is_there, dim, classes, threads: threads.max(1) })
     }
 
-    /// Height and width of a slice, in pixels.
-    pub fn size(&self) -> [usize; 2] {
-        self.size
-    }
-
-    /// Patches along height and width.
-    pub fn grid(&self) -> [usize; 2] {
-        self.grid
+    /// The task's inputs, at least one, in the graph's order.
+    pub fn views(&self) -> &[View] {
+        &self.views
     }
 
     /// Width d of an embedding.
@@ -214,20 +246,30 @@ impl Engine {
         }
     }
 
-    /// Runs `slices` slices; `write_slice(s, out)` fills `out` `[3, H, W]` with slice `s`, from any thread.
+    /// Runs `slices` slices of a task of one view; `write_slice(s, out)` fills `out` `[3, H, W]` with slice `s`, from any thread.
     pub fn run(
         &self,
         slices: usize,
         write_slice: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) -> Result<Output, EngineError> {
+        self.pool(vec![Some(self.encode(0, slices, write_slice)?)])
+    }
+
+    /// Encodes `slices` slices of view number `view`; as [`Self::run`].
+    pub fn encode(
+        &self,
+        view: usize,
+        slices: usize,
+        write_slice: &(dyn Fn(usize, &mut [f32]) + Sync),
+    ) -> Result<EncodedView, EngineError> {
         if slices == 0 {
             return Err(EngineError::Empty);
         }
-        let patches = self.grid[0] * self.grid[1];
+        let patches = self.views[view].patches();
         let workers = self.threads.min(slices);
         let next = AtomicUsize::new(0);
         let work = || -> Result<Vec<(usize, EncodedSlice)>, EngineError> {
-            let mut encoder = self.encoder(self.threads / workers)?;
+            let mut encoder = self.encoder(view, self.threads / workers)?;
             let mut done = Vec::new();
             loop {
                 let s = next.fetch_add(1, Ordering::Relaxed);
@@ -252,35 +294,106 @@ impl Engine {
             embeddings[s * self.dim..][..self.dim].copy_from_slice(&encoded.embedding);
             attention[s * patches..][..patches].copy_from_slice(&encoded.attention);
         }
-        self.pool(embeddings, &attention)
+        Ok(EncodedView { embeddings, attention })
     }
 
-    /// An encoder over the shared plan that splits its operators over `threads` threads; their number does not
-    /// change a bit of what it computes.
-    pub fn encoder(&self, threads: usize) -> Result<Encoder, EngineError> {
+    /// An encoder over the shared plan of view number `view` that splits its operators over `threads` threads; their number does
+    /// not change a bit of what it computes.
+    pub fn encoder(&self, view: usize, threads: usize) -> Result<Encoder, EngineError> {
         let pool = || ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = if threads > 1 {
             Some(pool().map_err(|e| EngineError::Run { detail: e.to_string() })?)
         } else {
             None
         };
-        let state = self.encoder.spawn().map_err(|e| failed(&e))?;
-        Ok(Encoder { state, size: self.size, pool: pool.map(Arc::new) })
+        let view = &self.views[view];
+        let state = view.encoder.spawn().map_err(|e| failed(&e))?;
+        Ok(Encoder { state, size: view.size, pool: pool.map(Arc::new) })
     }
 
-    /// Pools embeddings `[S, d]` and attention rows `[S, N]`, and applies the head.
-    pub fn pool(&self, embeddings: Vec<f32>, attention: &[f32]) -> Result<Output, EngineError> {
-        let slices = embeddings.len() / self.dim;
-        if slices == 0 {
-            return Err(EngineError::Empty);
+    /// Pools each view's slices, then the views, and applies the head. `encoded` has an entry a view, in the order of
+    /// [`Self::views`]; a view that is not given is allowed where the task pools what is there.
+    pub fn pool(&self, encoded: Vec<Option<EncodedView>>) -> Result<Output, EngineError> {
+        let given: Vec<bool> = encoded.iter().map(Option::is_some).collect();
+        let names = self.views.iter().zip(&given);
+        let missing: Vec<&str> =
+            names.filter(|(_, given)| !**given).map(|(v, _)| v.name.as_deref().unwrap_or("")).collect();
+        let none = missing.len() == self.views.len();
+        if given.len() != self.views.len() || none || !(missing.is_empty() || self.pools_what_is_there) {
+            return Err(EngineError::Views { missing: missing.join(", ") });
         }
-        let patches = self.grid[0] * self.grid[1];
-        let h = Tensor::from_shape(&[slices, self.dim], &embeddings).map_err(|e| failed(&e))?;
-        let a = Tensor::from_shape(&[slices, patches], attention).map_err(|e| failed(&e))?;
-        let out = self.pooling.run(tvec![h.into(), a.into()]).map_err(|e| failed(&e))?;
-        let [logits, slice_weights, heatmap] = [values(&out[0])?, values(&out[1])?, values(&out[2])?];
-        Ok(Output { logits, slice_weights, heatmap, embeddings })
+        let mut inputs = tvec![];
+        let mut embeddings = Vec::new();
+        for (view, encoded) in self.views.iter().zip(encoded) {
+            // A view that is not given has one slice of zeros, to which the mask gives no weight.
+            let rows = encoded.unwrap_or_else(|| EncodedView {
+                embeddings: vec![0.0; self.dim],
+                attention: vec![0.0; view.patches()],
+            });
+            let slices = rows.embeddings.len() / self.dim;
+            if slices == 0 {
+                return Err(EngineError::Empty);
+            }
+            for (values, width) in [(&rows.embeddings, self.dim), (&rows.attention, view.patches())] {
+                inputs.push(Tensor::from_shape(&[slices, width], values).map_err(|e| failed(&e))?.into());
+            }
+            embeddings.push(rows.embeddings);
+        }
+        if self.pools_what_is_there {
+            let mask: Vec<f32> = given.iter().map(|&given| f32::from(u8::from(given))).collect();
+            inputs.push(Tensor::from_shape(&[mask.len()], &mask).map_err(|e| failed(&e))?.into());
+        }
+        let out = self.pooling.run(inputs).map_err(|e| failed(&e))?;
+        let mut views = Vec::new();
+        for ((k, given), embeddings) in given.into_iter().enumerate().zip(embeddings) {
+            let [slice_weights, heatmap] = [values(&out[2 * k + 1])?, values(&out[2 * k + 2])?];
+            views.push(if given {
+                ViewOutput { slice_weights, heatmap, embeddings }
+            } else {
+                ViewOutput::default()
+            });
+        }
+        let view_weights = out.get(2 * views.len() + 1).map_or(Ok(vec![1.0]), |weights| values(weights))?;
+        Ok(Output { logits: values(&out[0])?, view_weights, views })
     }
+}
+
+impl View {
+    fn patches(&self) -> usize {
+        self.grid[0] * self.grid[1]
+    }
+}
+
+/// The part of `model` from `input` to `cut`, slice embeddings and attention, for one slice; with the slice's height and width, and
+/// the widths of the two.
+fn encoder(
+    model: &InferenceModel,
+    input: OutletId,
+    cut: &[OutletId; 2],
+) -> Result<(Plan, [usize; 2], [usize; 2]), EngineError> {
+    let fact: Vec<_> =
+        model.outlet_fact(input).map_err(unusable)?.shape.dims().map(Factoid::concretize).collect();
+    let [_, Some(channels), Some(height), Some(width)] = fact.as_slice() else {
+        return Err(unusable("its input is not slices [S, 3, H, W]"));
+    };
+    let known = |d: &TDim| d.to_usize().map_err(unusable);
+    let size = [known(height)?, known(width)?];
+    if known(channels)? != 3 {
+        return Err(unusable("its slices do not have three channels"));
+    }
+    let mut encoder = model.clone();
+    encoder.set_input_outlets(&[input]).map_err(unusable)?;
+    encoder.select_output_outlets(cut).map_err(unusable)?;
+    encoder.set_input_fact(0, f32::fact([1, 3, size[0], size[1]]).into()).map_err(unusable)?;
+    let encoder = encoder.into_typed().map_err(|e| unusable(format!("{e:#}")))?;
+    let shape = |k: usize| -> Result<Vec<usize>, EngineError> {
+        let fact = encoder.output_fact(k).map_err(unusable)?;
+        fact.shape.as_concrete().map(<[usize]>::to_vec).ok_or_else(|| unusable("an output of unknown shape"))
+    };
+    let (&[1, dim], &[1, patches]) = (shape(0)?.as_slice(), shape(1)?.as_slice()) else {
+        return Err(unusable("slice_embeddings or cls_attention of an unexpected shape"));
+    };
+    Ok((plan(encoder)?, size, [dim, patches]))
 }
 
 /// The encoder with working memory of its own, for one slice after another.

@@ -2,7 +2,7 @@
 //!
 //! The graph is plain ONNX (opset 17, IR 8) and written deterministically: the same tensors give the same bytes
 //! on every machine. Its input is `slices` f32 `[S, 3, H, W]` with S symbolic; its outputs are `logits` `[C]`,
-//! `slice_weights` `[S]`, `heatmap` `[S, gh, gw]` and `slice_embeddings` `[S, d]`. Between the encoder and the
+//! `slice_weights` `[S]`, `heatmap` `[S, gh, gw]` and `slice_embeddings` `[S, d]`; with several views [`StudyGraph`]'s. Between the encoder and the
 //! pooling stand exactly two tensors, `slice_embeddings` and [`CLS_ATTENTION`], so an engine can cut there and
 //! encode each slice by itself.
 //!
@@ -15,7 +15,10 @@ mod builder;
 mod davit;
 mod layers;
 mod pool;
+mod study;
 mod vit;
+
+pub use study::{StudyGraph, VIEW_MASK, of_view};
 
 use crate::backbone::{Arch, Backbone, Body, Embedding, Tensor, Tensors, Vit};
 use builder::Builder;
@@ -78,17 +81,18 @@ struct Encoded {
     patch: Option<String>,
 }
 
-/// Writes the encoder for `slices` `[S, 3, H, W]`, taking the weights out of the backbone as they are written.
+/// Writes the encoder for `slices`, the name of `[S, 3, H, W]`, taking the weights out of the backbone as they are written.
 fn encode(
     b: &mut Builder,
     backbone: &mut Backbone,
+    slices: &str,
     size: [usize; 2],
     grid: [usize; 2],
     patches: bool,
 ) -> Encoded {
     match backbone.arch.body.clone() {
-        Body::Vit(vit) => vit::encode(b, backbone, &vit, grid, patches),
-        Body::Davit(davit) => davit::encode(b, backbone, &davit, size),
+        Body::Vit(vit) => vit::encode(b, backbone, &vit, slices, grid, patches),
+        Body::Davit(davit) => davit::encode(b, backbone, &davit, slices, size),
     }
 }
 
@@ -104,47 +108,75 @@ pub fn task_graph(
     let [gh, gw] = grid(&backbone.arch, size)?;
     let d = backbone.arch.dim;
     let mut b = Builder::default();
-    let encoded = encode(&mut b, &mut backbone, size, [gh, gw], false);
+    let encoded = encode(&mut b, &mut backbone, "slices", size, [gh, gw], false);
     b.rename(&encoded.embedding, "slice_embeddings");
     b.rename(&encoded.attention, CLS_ATTENTION);
 
-    let classes = pool(&mut b, content, d);
+    let classes = pool(&mut b, content);
     let heat = b.node("Mul", "pool.heat", &[CLS_ATTENTION, WEIGHTS]);
     b.reshape("heatmap", &heat, &[-1, gh as i64, gw as i64]);
 
-    b.input("slices", &[None, Some(3), Some(size[0]), Some(size[1])]);
-    b.output("logits", &[Some(classes)]);
-    b.output("slice_weights", &[None]);
-    b.output("heatmap", &[None, Some(gh), Some(gw)]);
-    b.output("slice_embeddings", &[None, Some(d)]);
-    b.property("scanside.task", &meta.task);
-    b.property("scanside.version", &meta.version);
-    b.property("scanside.backbone_sha256", &backbone.sha256);
-    b.property("scanside.content_sha256", &meta.content_sha256);
+    b.input("slices", &[None, Some(3), Some(size[0]), Some(size[1])], SLICES);
+    b.output("logits", &[Some(classes)], SLICES);
+    b.output("slice_weights", &[None], SLICES);
+    b.output("heatmap", &[None, Some(gh), Some(gw)], SLICES);
+    b.output("slice_embeddings", &[None, Some(d)], SLICES);
+    meta.write(&mut b, &backbone.sha256);
     b.property(GRID_PROPERTY, &format!("{gh},{gw}"));
     Ok(b.finish("scanside-task"))
 }
 
+impl GraphMeta {
+    fn write(&self, b: &mut Builder, backbone_sha256: &str) {
+        b.property("scanside.task", &self.task);
+        b.property("scanside.version", &self.version);
+        b.property("scanside.backbone_sha256", backbone_sha256);
+        b.property("scanside.content_sha256", &self.content_sha256);
+    }
+}
+
+/// The symbol of the number of slices.
+const SLICES: &str = "S";
+
 /// Name of the slice weights as `[S, 1]`.
 const WEIGHTS: &str = "pool.weights";
 
-/// Attention pooling and head on `slice_embeddings` `[S, d]`: writes `logits` and `slice_weights`, returns the number of
-/// logits. Eq. of the paper: `a = softmax(H q / sqrt(d))`, `v = aᵀ H`; then one linear layer.
-fn pool(b: &mut Builder, content: &Tensors, d: usize) -> usize {
+/// Attention pooling by one query. Eq. of the paper: `a = softmax(H q / sqrt(d))`, `v = aᵀ H`, of `rows` `[S, d]`. Gives the names
+/// of `a` `[S, 1]` and `v` `[1, d]`. With `bias`, the name of `[S, 1]`, that is added to the scores.
+fn attend(b: &mut Builder, part: &str, query: &Tensor, rows: &str, bias: Option<&str>) -> [String; 2] {
+    let n = |name: &str| format!("{part}.{name}");
+    let d = query.data.len();
     let scale = 1.0 / (d as f32).sqrt();
-    let query = content["query"].data.iter().map(|q| q * scale).collect();
-    let query = b.constant("query", &Tensor::new([d, 1], query));
-    let scores = b.node("MatMul", "pool.scores", &["slice_embeddings", &query]);
-    let weights = b.softmax(WEIGHTS, &scores, 0);
-    let row = b.transpose("pool.row", &weights, &[1, 0]);
-    let pooled = b.node("MatMul", "pool.pooled", &[&row, "slice_embeddings"]);
+    let query = query.data.iter().map(|q| q * scale).collect();
+    let constant = if part == "pool" { "query".into() } else { n("query") };
+    let query = b.constant(&constant, &Tensor::new([d, 1], query));
+    let mut scores = b.node("MatMul", &n("scores"), &[rows, &query]);
+    if let Some(bias) = bias {
+        scores = b.node("Add", &n("scores.biased"), &[&scores, bias]);
+    }
+    let weights = b.softmax(&n("weights"), &scores, 0);
+    let row = b.transpose(&n("row"), &weights, &[1, 0]);
+    let pooled = b.node("MatMul", &n("pooled"), &[&row, rows]);
+    [weights, pooled]
+}
+
+/// The linear head on `pooled` `[1, d]`: writes `logits`, returns their number.
+fn classify(b: &mut Builder, content: &Tensors, pooled: &str) -> usize {
     let head = &content["head.weight"];
     let classes = head.shape[0];
     let weight = b.constant("head.weight", &builder::transposed(head));
-    let logits = b.node("MatMul", "head.product", &[&pooled, &weight]);
+    let logits = b.node("MatMul", "head.product", &[pooled, &weight]);
     let bias = b.constant("head.bias", &content["head.bias"]);
     let logits = b.node("Add", "head.sum", &[&logits, &bias]);
     b.reshape("logits", &logits, &[classes as i64]);
+    classes
+}
+
+/// Attention pooling and head on `slice_embeddings` `[S, d]`: writes `logits` and `slice_weights`, returns the number of
+/// logits.
+fn pool(b: &mut Builder, content: &Tensors) -> usize {
+    let [weights, pooled] = attend(b, "pool", &content["query"], "slice_embeddings", None);
+    let classes = classify(b, content, &pooled);
     b.reshape("slice_weights", &weights, &[-1]);
     classes
 }
@@ -152,10 +184,10 @@ fn pool(b: &mut Builder, content: &Tensors, d: usize) -> usize {
 /// Pooling and head alone: `slice_embeddings` `[S, d]` → `logits` `[C]`, `slice_weights` `[S]`.
 pub fn pooling_graph(content: &Tensors, d: usize) -> Vec<u8> {
     let mut b = Builder::default();
-    let classes = pool(&mut b, content, d);
-    b.input("slice_embeddings", &[None, Some(d)]);
-    b.output("logits", &[Some(classes)]);
-    b.output("slice_weights", &[None]);
+    let classes = pool(&mut b, content);
+    b.input("slice_embeddings", &[None, Some(d)], SLICES);
+    b.output("logits", &[Some(classes)], SLICES);
+    b.output("slice_weights", &[None], SLICES);
     b.finish("scanside-pooling")
 }
 
@@ -169,16 +201,16 @@ pub fn backbone_graph(mut backbone: Backbone, size: [usize; 2]) -> Result<Vec<u8
     let (embedding, attention) =
         (if has_cls { "cls" } else { "pooled" }, backbone.arch.heatmap().replace('-', "_"));
     let mut b = Builder::default();
-    let encoded = encode(&mut b, &mut backbone, size, grid, true);
+    let encoded = encode(&mut b, &mut backbone, "slices", size, grid, true);
     b.rename(&encoded.embedding, embedding);
     b.rename(&encoded.attention, &attention);
     if let Some(patch) = encoded.patch {
         b.rename(&patch, "patch");
     }
-    b.input("slices", &[None, Some(3), Some(size[0]), Some(size[1])]);
-    b.output(embedding, &[None, Some(d)]);
-    b.output("patch", &[None, Some(n), Some(d)]);
-    b.output(&attention, &[None, Some(n)]);
+    b.input("slices", &[None, Some(3), Some(size[0]), Some(size[1])], SLICES);
+    b.output(embedding, &[None, Some(d)], SLICES);
+    b.output("patch", &[None, Some(n), Some(d)], SLICES);
+    b.output(&attention, &[None, Some(n)], SLICES);
     b.property("scanside.backbone_sha256", &backbone.sha256);
     Ok(b.finish("scanside-backbone"))
 }

@@ -1,4 +1,4 @@
-//! One volume through one task: recipe, engine, labels, provenance.
+//! A scan, or the scans of a task's views, through one task: recipe, engine, labels, provenance.
 //!
 //! Slices are prepared inside the engine's worker threads, each into the buffer that its encoder reads, so nothing of
 //! the size of all slices is ever held. Where the recipe needs only the slice itself, [`LoadedTask::encode`] takes one at
@@ -12,20 +12,20 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
-use firmware_config::Manifest;
+use firmware_config::{Manifest, MissingViews};
 use sha2::{Digest, Sha256};
 
 use crate::Error;
 use crate::backbone::Backbone;
-use crate::engine::{EncodedSlice, Encoder, Engine, EngineError, Output};
+use crate::engine::{EncodedSlice, EncodedView, Encoder, Engine, EngineError, Output};
 use crate::plugin::Plugin;
 use crate::recipe::Prepared;
 use crate::result::{Completion, Kind, TaskResult};
 use crate::tensor::sha256;
 use crate::volume::Volume;
 
-pub use compose::{BUILD, KEY_SLICES, Scan, SliceName};
-pub use golden::GoldenReport;
+pub use compose::{BUILD, KEY_SLICES, Scan, SliceName, views_digest};
+pub use golden::{GoldenReport, golden_peak, golden_weights};
 
 /// A task ready to run.
 pub struct LoadedTask {
@@ -71,6 +71,18 @@ pub enum InferError {
         expected: String,
         /// The graph's.
         found: String,
+    },
+    /// The task looks at several series, and not all are there.
+    #[error(
+        "task {task} looks at the views {views}, and there is no scan for {missing}; give each as VIEW=PATH"
+    )]
+    MissingViews {
+        /// The task's name.
+        task: String,
+        /// Its views.
+        views: String,
+        /// Those that are missing.
+        missing: String,
     },
     /// A logit or weight is no number.
     #[error("task {task} gives {what} that are not finite for {}; such a result is not passed on", input.display())]
@@ -182,10 +194,23 @@ impl LoadedTask {
         let mismatch = |what, expected: String, found: String| {
             Error::from(InferError::Mismatch { plugin: path.into(), what, expected, found })
         };
-        let Manifest { recipe, labels, .. } = &plugin.manifest;
-        if recipe.size != engine.size() {
-            let (expected, found) = (format!("{:?}", recipe.size), format!("{:?}", engine.size()));
-            return Err(mismatch("slices of height and width", expected, found));
+        let Manifest { labels, .. } = &plugin.manifest;
+        let inputs = plugin.manifest.inputs();
+        let says = |names: Vec<Option<&str>>| {
+            names.iter().map(|n| n.unwrap_or("one")).collect::<Vec<_>>().join(", ")
+        };
+        let [expected, found] = [
+            inputs.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
+            engine.views().iter().map(|view| view.name.as_deref()).collect(),
+        ];
+        if expected != found {
+            return Err(mismatch("views:", says(expected), says(found)));
+        }
+        for ((_, recipe), view) in inputs.iter().zip(engine.views()) {
+            if recipe.size != view.size {
+                let (expected, found) = (format!("{:?}", recipe.size), format!("{:?}", view.size));
+                return Err(mismatch("slices of height and width", expected, found));
+            }
         }
         if labels.len() != engine.classes() {
             return Err(mismatch("labels:", labels.len().to_string(), engine.classes().to_string()));
@@ -193,35 +218,72 @@ impl LoadedTask {
         Ok(Self { plugin, plugin_sha256, engine, graph_sha256 })
     }
 
-    /// Prepares a volume as the plugin's recipe asks.
-    pub fn prepare<'a>(&'a self, volume: &'a Volume) -> Result<Prepared<'a>, Error> {
-        Ok(Prepared::new(volume, &self.plugin.manifest.recipe)?)
+    /// Prepares a volume as the recipe of view number `view` asks; a task without views has one, number 0.
+    pub fn prepare<'a>(&'a self, view: usize, volume: &'a Volume) -> Result<Prepared<'a>, Error> {
+        Ok(Prepared::new(volume, self.plugin.manifest.inputs()[view].1)?)
     }
 
-    /// Classifies a volume that [`Self::prepare`] prepared.
+    /// [`Self::prepare`] of a volume for each view, in their order; `None` for one that is not there.
+    pub fn prepare_views<'a>(
+        &'a self,
+        volumes: &[Option<&'a Volume>],
+    ) -> Result<Vec<Option<Prepared<'a>>>, Error> {
+        let of = |view: usize| volumes[view].map(|volume| self.prepare(view, volume)).transpose();
+        (0..volumes.len()).map(of).collect()
+    }
+
+    /// Classifies volumes that [`Self::prepare`] prepared, an entry a view in the order of [`Manifest::inputs`]; `None` for one
+    /// that is not there.
     ///
-    /// `observe(s, slice)` sees each slice `[3, H, W]` as the network is given it, in any order and from any of the
-    /// engine's threads.
+    /// `done` is called once a slice, from any of the engine's threads.
     pub fn classify(
         &self,
-        prepared: &Prepared<'_>,
+        prepared: &[Option<&Prepared<'_>>],
         context: &Context,
-        observe: &(dyn Fn(usize, &[f32]) + Sync),
+        done: &(dyn Fn() + Sync),
     ) -> Result<Classification, Error> {
-        let digests = Mutex::new(vec![[0u8; 32]; prepared.slices()]);
-        let output = self.engine.run(prepared.slices(), &|s, out| {
-            prepared.write_slice(s, out);
-            let digest = slice_digest(out);
-            digests.lock().unwrap_or_else(PoisonError::into_inner)[s] = digest;
-            observe(s, out);
-        })?;
-        let digests = digests.into_inner().unwrap_or_else(PoisonError::into_inner);
-        self.said(&Scan::of(prepared), context, output, &digests)
+        self.check_views(prepared)?;
+        let mut digests = Vec::new();
+        let mut encode = |view: usize| {
+            let Some(prepared) = prepared[view] else { return Ok(None) };
+            let of_view = Mutex::new(vec![[0u8; 32]; prepared.slices()]);
+            let encoded = self.engine.encode(view, prepared.slices(), &|s, out| {
+                prepared.write_slice(s, out);
+                let digest = slice_digest(out);
+                of_view.lock().unwrap_or_else(PoisonError::into_inner)[s] = digest;
+                done();
+            })?;
+            digests.extend(of_view.into_inner().unwrap_or_else(PoisonError::into_inner));
+            Ok(Some(encoded))
+        };
+        let encoded = (0..prepared.len()).map(&mut encode).collect::<Result<Vec<_>, EngineError>>()?;
+        let output = self.engine.pool(encoded)?;
+        let scans: Vec<_> = prepared.iter().map(|prepared| prepared.map(Scan::of)).collect();
+        self.said(&scans, context, output, &digests)
+    }
+
+    /// Before any work is done.
+    fn check_views(&self, given: &[Option<&Prepared<'_>>]) -> Result<(), InferError> {
+        let Manifest { task, missing_views, .. } = &self.plugin.manifest;
+        let inputs = self.plugin.manifest.inputs();
+        let named = |(name, _): &(Option<&str>, _)| name.unwrap_or("its scan").to_owned();
+        let missing: Vec<String> = inputs
+            .iter()
+            .enumerate()
+            .filter(|(view, _)| given.get(*view).is_none_or(Option::is_none))
+            .map(|(_, input)| named(input))
+            .collect();
+        let enough = missing.len() < inputs.len() && *missing_views == MissingViews::Pool;
+        if missing.is_empty() || enough {
+            return Ok(());
+        }
+        let views = inputs.iter().map(named).collect::<Vec<_>>().join(", ");
+        Err(InferError::MissingViews { task: task.name.clone(), views, missing: missing.join(", ") })
     }
 
     /// Prepares and encodes the only slice of `slice`, as a streamable recipe allows.
     pub fn encode(&self, encoder: &mut Encoder, slice: &Volume) -> Result<Encoded, Error> {
-        let prepared = self.prepare(slice)?;
+        let prepared = self.prepare(0, slice)?;
         let mut digest = [0; 32];
         let slice = encoder.encode(|out| {
             prepared.write_slice(0, out);
@@ -233,7 +295,7 @@ impl LoadedTask {
     /// Classifies a scan whose slices were encoded one by one, given in the order of `scan`'s.
     pub fn conclude(
         &self,
-        scan: &Scan<'_>,
+        scan: Scan<'_>,
         slices: &[&Encoded],
         context: &Context,
     ) -> Result<Classification, Error> {
@@ -241,30 +303,33 @@ impl LoadedTask {
             |part: &dyn Fn(&Encoded) -> &[f32]| slices.iter().flat_map(|s| part(s)).copied().collect();
         let embeddings: Vec<f32> = parts(&|s| &s.slice.embedding);
         let attention: Vec<f32> = parts(&|s| &s.slice.attention);
-        let output = self.engine.pool(embeddings, &attention)?;
+        let output = self.engine.pool(vec![Some(EncodedView { embeddings, attention })])?;
         let digests: Vec<[u8; 32]> = slices.iter().map(|s| s.digest).collect();
-        self.said(scan, context, output, &digests)
+        self.said(&[Some(scan)], context, output, &digests)
     }
 
     /// What the engine has found, as a result.
     fn said(
         &self,
-        scan: &Scan<'_>,
+        scans: &[Option<Scan<'_>>],
         context: &Context,
         output: Output,
         digests: &[[u8; 32]],
     ) -> Result<Classification, Error> {
-        self.check_finite(&scan.source.path, &output)?;
-        let result = self.result(scan, context, &output, sha256(digests.as_flattened()));
+        if let Some(scan) = scans.iter().flatten().next() {
+            self.check_finite(&scan.source.path, &output)?;
+        }
+        let result = self.result(scans, context, &output, sha256(digests.as_flattened()));
         Ok(Classification { result, output })
     }
 
     fn check_finite(&self, input: &Path, output: &Output) -> Result<(), InferError> {
         let finite = |values: &[f32]| values.iter().all(|x| x.is_finite());
-        let what = match (finite(&output.logits), finite(&output.slice_weights)) {
+        let weights = output.views.iter().all(|view| finite(&view.slice_weights));
+        let what = match (finite(&output.logits), weights && finite(&output.view_weights)) {
             (true, true) => return Ok(()),
             (false, _) => "logits",
-            (true, false) => "slice weights",
+            (true, false) => "weights",
         };
         let task = self.plugin.manifest.task.name.clone();
         Err(InferError::NotFinite { task, what, input: input.to_owned() })

@@ -16,21 +16,22 @@
 //! Content tensors (`r` rank, `d` width, `p` patch, `C` labels): `lora.patch.A` `[r, 3, p, p]`, `lora.patch.B` `[d, r]`;
 //! `lora.blocks.N.qkv.A` `[r, d]`, `.B` `[3 d, r]` (fused) or `lora.blocks.N.{q,k,v}.A` `[r, d]`, `.B` `[d, r]` (separate);
 //! `lora.blocks.N.o.{A,B}`; `query` `[d]`; `head.weight` `[C, d]`; `head.bias` `[C]`. On a DaViT there is no `lora.patch`, and
-//! `d` of a block's factors is the width of its stage.
+//! `d` of a block's factors is the width of its stage. With several views factors and query of view V stand under `views.V.`, and
+//! `query` is the task's, over the views.
 
 mod file;
 mod merge;
 
 use std::path::{Path, PathBuf};
 
-use firmware_config::{LoraSpec, Manifest, Recipe};
+use firmware_config::{LoraSpec, Manifest};
 
 use crate::Error;
 use crate::backbone::{Arch, Backbone, Tensors};
-use crate::graph::{GraphMeta, task_graph};
+use crate::graph::{GraphMeta, StudyGraph, task_graph};
 use crate::tensor::{TensorError, safetensors_bytes, sha256};
 
-pub use merge::{expected_content, merge};
+pub use merge::{expected_content, merge, view_content};
 
 /// A task plugin.
 #[derive(Debug, Clone, PartialEq)]
@@ -116,11 +117,16 @@ impl PluginError {
     }
 }
 
-/// SHA-256 of a plugin's canonical content: the bytes of `content.safetensors`, then LoRA scaling and recipe as JSON, a
-/// line each. The manifest is not in it, because the manifest names the graph, which names this.
-pub fn content_sha256(content: &Tensors, lora: &LoraSpec, recipe: &Recipe) -> String {
+/// SHA-256 of a plugin's canonical content: the bytes of `content.safetensors`, then the manifest's LoRA scaling and recipe, and
+/// where there are views these and what is done where one is missing, as JSON, a line each. The rest of the manifest is not in
+/// it, because it names the graph, which names this.
+pub fn content_sha256(content: &Tensors, manifest: &Manifest) -> String {
     let mut bytes = safetensors_bytes(content, None);
-    for json in [serde_json::to_vec(lora), serde_json::to_vec(recipe)] {
+    let mut lines = vec![serde_json::to_vec(&manifest.lora), serde_json::to_vec(&manifest.recipe)];
+    if !manifest.views.is_empty() {
+        lines.extend([serde_json::to_vec(&manifest.views), serde_json::to_vec(&manifest.missing_views)]);
+    }
+    for json in lines {
         bytes.extend(json.expect("plain data serialises"));
         bytes.push(b'\n');
     }
@@ -161,23 +167,37 @@ impl Plugin {
 }
 
 /// The task graph of `manifest` and `content` on `backbone`, before the manifest can know its hash: what an exporter
-/// calls, and [`Plugin::graph`] after it. Of the manifest it uses task, backbone.blocks, lora, recipe and content_sha256.
+/// calls, and [`Plugin::graph`] after it. Of the manifest it uses task, backbone.blocks, lora, recipe, views and content_sha256.
 pub fn build_graph(mut backbone: Backbone, manifest: &Manifest, content: &Tensors) -> Result<Vec<u8>, Error> {
     if let Some(blocks) = manifest.backbone.blocks {
         backbone.truncate(blocks)?;
     }
-    merge(&mut backbone, content, &manifest.lora)?;
     let meta = GraphMeta {
         task: manifest.task.name.clone(),
         version: manifest.task.version.clone(),
         content_sha256: manifest.content_sha256.clone(),
     };
-    Ok(task_graph(backbone, content, manifest.recipe.size, &meta)?)
+    if manifest.views.is_empty() {
+        merge(&mut backbone, content, &manifest.lora)?;
+        return Ok(task_graph(backbone, content, manifest.recipe.size, &meta)?);
+    }
+    let inputs = manifest.inputs();
+    let views: Vec<&str> = inputs.iter().filter_map(|(name, _)| *name).collect();
+    let labels = content.get("head.weight").and_then(|t| t.shape.first().copied()).unwrap_or(0);
+    merge::check(&backbone.arch, content, &manifest.lora, labels, &views)?;
+    let mut graph = StudyGraph::default();
+    for (view, (_, recipe)) in views.into_iter().zip(inputs) {
+        let content = view_content(content, view);
+        let mut merged = backbone.clone();
+        merge(&mut merged, &content, &manifest.lora)?;
+        graph.view(view, merged, &content["query"], recipe.size)?;
+    }
+    Ok(graph.finish(content, manifest.missing_views, &meta))
 }
 
-/// Number of trainable parameters of a plugin on a backbone of this shape.
-pub fn parameters(arch: &Arch, lora: &LoraSpec, labels: usize) -> usize {
-    expected_content(arch, lora, labels).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+/// Number of trainable parameters of a plugin on a backbone of this shape; `views` as in [`expected_content`].
+pub fn parameters(arch: &Arch, lora: &LoraSpec, labels: usize, views: &[&str]) -> usize {
+    expected_content(arch, lora, labels, views).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
 }
 
 fn tensor_error(error: &TensorError, path: &Path) -> PluginError {
@@ -198,14 +218,21 @@ mod tests {
         let arch =
             Arch { family: Family::Davit, dim: 48, patch: 8, norm_eps: 1e-5, body: Body::Davit(davit) };
         let lora = LoraSpec { rank: 2, alpha: 4.0, attention: Fused };
-        let content = expected_content(&arch, &lora, 1);
+        let content = expected_content(&arch, &lora, 1, &[]);
         let of = |name: &str| content.iter().find(|(n, _)| n == name).map(|(_, shape)| shape.clone());
         assert_eq!(of("lora.blocks.1.qkv.B"), Some(vec![72, 2]));
         assert_eq!(of("lora.blocks.2.o.A"), Some(vec![2, 48]));
         assert_eq!(of("lora.blocks.5.o.B"), Some(vec![48, 2]));
         // Two blocks of width 24 and four of 48, each with A and B of qkv and o; query and head.
         let width = 2 * 24 + 4 * 48;
-        assert_eq!(parameters(&arch, &lora, 1), 2 * width * (1 + 3 + 1 + 1) + 48 + 49);
+        assert_eq!(parameters(&arch, &lora, 1, &[]), 2 * width * (1 + 3 + 1 + 1) + 48 + 49);
         assert!(content.iter().all(|(name, _)| !name.contains("patch")));
+
+        // A view has factors and a query of its own; the task's query and head are there once.
+        let views = expected_content(&arch, &lora, 1, &["t1", "flair"]);
+        assert_eq!(views.len(), 2 * (content.len() - 2) + 3);
+        assert!(views.iter().any(|(name, shape)| name == "views.flair.query" && *shape == [48]));
+        let view = parameters(&arch, &lora, 1, &[]) - 49;
+        assert_eq!(parameters(&arch, &lora, 1, &["t1", "flair"]), 2 * view + 48 + 49);
     }
 }

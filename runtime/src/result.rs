@@ -52,6 +52,9 @@ pub struct TaskResult {
     pub input: Input,
     /// One entry a logit, in the order of the logits; empty for [`Kind::Refused`].
     pub labels: Vec<LabelResult>,
+    /// Of a task of several views, how much each counted, by its name; they sum to 1.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub view_weights: BTreeMap<String, f32>,
     /// The slices that count most, heaviest first.
     pub key_slices: Vec<KeySlice>,
     /// How long each step took, in ms.
@@ -113,6 +116,21 @@ pub struct Input {
     pub digest: String,
     /// How it was known that the scan is complete.
     pub completion: Completion,
+    /// Of a task of several views, the series of each view that was given, by the view's name. `series_uid` is then null,
+    /// `instances` their sum and `digest` [`crate::infer::views_digest`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub views: BTreeMap<String, ViewInput>,
+}
+
+/// The series of one view.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewInput {
+    /// DICOM Series Instance UID (0020,000E).
+    pub series_uid: Option<String>,
+    /// Number of DICOM instances; 0 for NIfTI.
+    pub instances: usize,
+    /// SHA-256 of the input; see [`crate::volume::Source::digest`].
+    pub digest: String,
 }
 
 /// How it was known that a scan is complete.
@@ -165,6 +183,9 @@ pub struct LabelResult {
 /// A slice that counted much.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KeySlice {
+    /// The view whose scan it is of, where the task has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub view: Option<String>,
     /// Index along the plane's patient axis: 0 is the lowest, hindmost or leftmost slice of the scan.
     pub index: usize,
     /// DICOM SOP Instance UID (0008,0018) of the instance that holds the slice, where one does: the slice's own, or that
@@ -174,7 +195,7 @@ pub struct KeySlice {
     /// Referenced Frame Number (0008,1160).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frame_number: Option<u32>,
-    /// The task's attention to the slice; those of all slices sum to 1.
+    /// The task's attention to the slice, times that to its view; those of all slices sum to 1.
     pub weight: f32,
 }
 
@@ -243,7 +264,8 @@ impl TaskResult {
     pub fn without_uids(&self) -> Self {
         let mut out = self.clone();
         let slices = out.key_slices.iter_mut().map(|slice| slice.sop_instance_uid.take());
-        let taken = slices.chain([out.input.study_uid.take(), out.input.series_uid.take()]);
+        let views = out.input.views.values_mut().map(|view| view.series_uid.take());
+        let taken = slices.chain(views).chain([out.input.study_uid.take(), out.input.series_uid.take()]);
         if taken.flatten().count() > 0 {
             out.warnings.push("DICOM UIDs are left out because the broker is reached without TLS".into());
         }

@@ -2,11 +2,13 @@
 //!
 //! Everything is made from fixed numbers, and small enough to run under emulation.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use firmware_config::{
-    Activation, AttentionLora, BackboneRef, Label, LoraSpec, Manifest, SCHEMA, Task, Threshold,
+    Activation, AttentionLora, BackboneRef, Label, LoraSpec, Manifest, MissingViews, SCHEMA, Task, Threshold,
+    View,
 };
 use runtime::backbone::Backbone;
 use runtime::plugin::{Plugin, build_graph, content_sha256, expected_content};
@@ -64,6 +66,9 @@ impl Fixture {
         let loaded = Backbone::open(&backbone).expect("a backbone as written");
         let mut task = random_task(&loaded);
         edit(&mut task.manifest);
+        let views: Vec<&str> = task.manifest.views.keys().map(String::as_str).collect();
+        task.content = random_content(&loaded, &task.manifest.lora, &views);
+        task.manifest.parameters = task.content.values().map(|t| t.data.len()).sum();
         seal(&mut task);
         let bytes = build_graph(loaded, &task.manifest, &task.content).expect("a graph");
         task.manifest.graph_sha256 = sha256(&bytes);
@@ -105,15 +110,7 @@ impl Fixture {
 /// Never: the recipe is valid.
 pub fn random_task(backbone: &Backbone) -> Plugin {
     let lora = LoraSpec { rank: 2, alpha: 4.0, attention: AttentionLora::Fused };
-    let mut random = Random(2);
-    let content: Tensors = expected_content(&backbone.arch, &lora, 2)
-        .into_iter()
-        .map(|(name, shape)| {
-            let scale = if name.starts_with("lora.") { 0.05 } else { 1.0 };
-            let tensor = random.tensor(&shape, 0.0, scale);
-            (name, tensor)
-        })
-        .collect();
+    let content = random_content(backbone, &lora, &[]);
     let recipe = serde_json::from_str(
         r#"{"plane":"axial","size":[28,42],"intensity":{"kind":"percentile","low":0.5,"high":99.5}}"#,
     )
@@ -134,6 +131,8 @@ pub fn random_task(backbone: &Backbone) -> Plugin {
         },
         lora,
         recipe,
+        views: BTreeMap::new(),
+        missing_views: MissingViews::Refuse,
         streamable: false,
         accepts: None,
         heatmap: backbone.arch.heatmap().into(),
@@ -149,11 +148,48 @@ pub fn random_task(backbone: &Backbone) -> Plugin {
     plugin
 }
 
+/// As [`random_task`], with two views of another plane and size each; its content's digest is not known yet.
+///
+/// # Panics
+/// Never: the recipes are valid.
+pub fn two_views(backbone: &Backbone, missing: MissingViews) -> Plugin {
+    let mut task = random_task(backbone);
+    give_views(&mut task.manifest, missing);
+    task.content = random_content(backbone, &task.manifest.lora, &["axial", "sagittal"]);
+    task
+}
+
+/// Makes a task one of the views `axial`, by the task's own recipe, and `sagittal`.
+///
+/// # Panics
+/// Never: the recipe is valid.
+pub fn give_views(manifest: &mut Manifest, missing: MissingViews) {
+    let recipe = serde_json::from_str(
+        r#"{"plane":"sagittal","size":[42,28],"intensity":{"kind":"percentile","low":0,"high":100}}"#,
+    )
+    .expect("a recipe");
+    let views = [("axial", View::default()), ("sagittal", View { recipe: Some(recipe) })];
+    manifest.views = views.map(|(name, view)| (name.to_owned(), view)).into();
+    manifest.missing_views = missing;
+}
+
+/// Random content of a plugin of two labels.
+fn random_content(backbone: &Backbone, lora: &LoraSpec, views: &[&str]) -> Tensors {
+    let mut random = Random(2);
+    let all = expected_content(&backbone.arch, lora, 2, views).into_iter();
+    all.map(|(name, shape)| {
+        let scale = if name.contains("lora.") { 0.05 } else { 1.0 };
+        let tensor = random.tensor(&shape, 0.0, scale);
+        (name, tensor)
+    })
+    .collect()
+}
+
 /// Brings what the manifest derives from the rest up to date, the graph's hash apart.
 fn seal(plugin: &mut Plugin) {
     let manifest = &mut plugin.manifest;
-    manifest.streamable = manifest.recipe.streamable();
-    manifest.content_sha256 = content_sha256(&plugin.content, &manifest.lora, &manifest.recipe);
+    manifest.streamable = manifest.is_streamable();
+    manifest.content_sha256 = content_sha256(&plugin.content, manifest);
 }
 
 /// The bytes of a tiny DINOv2 in Hugging Face naming.

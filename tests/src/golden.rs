@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use firmware_config::{GoldenCase, Tolerance};
-use runtime::infer::LoadedTask;
+use runtime::infer::{LoadedTask, golden_peak, golden_weights};
 use runtime::plugin::Plugin;
 use runtime::tensor::Tensor;
 use runtime::volume::{Geometry, Volume};
@@ -32,21 +32,17 @@ pub fn with_golden(fixture: &Fixture) -> Plugin {
     let voxels: Vec<f32> = (0..480).map(|i| ((i * 37) % 101) as f32).collect();
     let steps = [[spacing_mm[0], 0.0, 0.0], [0.0, spacing_mm[1], 0.0], [0.0, 0.0, spacing_mm[2]]];
     let volume = Volume::from_parts(dims, voxels.clone(), Geometry::from_columns(steps, [0.0; 3]));
-    let prepared = task.prepare(&volume).expect("a volume for the recipe");
-    let found =
-        task.engine.run(prepared.slices(), &|s, out| prepared.write_slice(s, out)).expect("an inference");
-    let peak = (0..found.heatmap.len())
-        .max_by(|&a, &b| found.heatmap[a].total_cmp(&found.heatmap[b]))
-        .expect("slices");
-    let [height, width] = task.engine.grid();
+    let found = task.output(&volume).expect("an inference");
+    let grids: Vec<_> = task.engine.views().iter().map(|view| view.grid).collect();
+    let (slice_weights, heatmap_peak) = (golden_weights(&found), golden_peak(&found, &grids));
     let mut plugin = task.plugin;
     plugin.golden.insert("wave".into(), Tensor::new([4, 10, 12], voxels));
     plugin.manifest.golden = vec![GoldenCase {
         name: "wave".into(),
         spacing_mm,
         logits: found.logits,
-        slice_weights: found.slice_weights,
-        heatmap_peak: [peak / (height * width), peak / width % height, peak % width],
+        slice_weights,
+        heatmap_peak,
         tolerance: Tolerance::default(),
     }];
     plugin

@@ -215,9 +215,7 @@ fn files_that_do_not_belong_together() {
     let loaded = runtime::backbone::Backbone::open(&fixture.backbone).unwrap();
     let mut plugin = random_task(&loaded);
     plugin.manifest.recipe.size = [30, 42];
-    let recipe = &plugin.manifest.recipe;
-    plugin.manifest.content_sha256 =
-        runtime::plugin::content_sha256(&plugin.content, &plugin.manifest.lora, recipe);
+    plugin.manifest.content_sha256 = runtime::plugin::content_sha256(&plugin.content, &plugin.manifest);
     let path = fixture.folder().join("uneven.plugin");
     plugin.write(&path).unwrap();
     merge(&path, &fixture.backbone).refused("30x42");

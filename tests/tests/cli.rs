@@ -51,9 +51,9 @@ fn infer_prints_what_the_library_computes() {
 
     let task = LoadedTask::open(&fixture.graph, &fixture.plugin, 2).unwrap();
     let volume = read(&fixture.scan, &ReadOptions::default()).unwrap().remove(0);
-    let prepared = task.prepare(&volume).unwrap();
+    let prepared = task.prepare(0, &volume).unwrap();
     let context = Context::given("ct-2".into(), SystemTime::UNIX_EPOCH);
-    let expected = task.classify(&prepared, &context, &|_, _| ()).unwrap();
+    let expected = task.classify(&[Some(&prepared)], &context, &|| ()).unwrap();
     // Through JSON too: its reader may round the last digit of an f64 otherwise.
     let reread: TaskResult = serde_json::from_str(&expected.result.to_json()).unwrap();
     assert_eq!(timeless(&result), timeless(&reread));
@@ -81,9 +81,10 @@ fn key_slices_are_the_heaviest_in_order() {
     let result = infer_scan(&fixture, &[]);
     let task = LoadedTask::open(&fixture.graph, &fixture.plugin, 1).unwrap();
     let volume = read(&fixture.scan, &ReadOptions::default()).unwrap().remove(0);
-    let prepared = task.prepare(&volume).unwrap();
+    let prepared = task.prepare(0, &volume).unwrap();
     let context = Context::given(String::new(), SystemTime::UNIX_EPOCH);
-    let weights = task.classify(&prepared, &context, &|_, _| ()).unwrap().output.slice_weights;
+    let weights =
+        task.classify(&[Some(&prepared)], &context, &|| ()).unwrap().output.views[0].slice_weights.clone();
     assert_eq!(weights.len(), 9);
     let found: Vec<f32> = result.key_slices.iter().map(|k| k.weight).collect();
     let mut sorted = weights.clone();
@@ -133,7 +134,7 @@ fn every_output_is_written() {
     assert!(bytes.starts_with(b"\x93NUMPY\x01\x00") && text.contains("'shape': (9, 3, 28, 42)"), "{text}");
     let data = &bytes[header..];
     let task = LoadedTask::open(&fixture.graph, &fixture.plugin, 1).unwrap();
-    let prepared = task.prepare(&volume).unwrap();
+    let prepared = task.prepare(0, &volume).unwrap();
     let size = 3 * 28 * 42;
     assert_eq!(data.len(), 9 * size * 4);
     let mut digests = Vec::new();

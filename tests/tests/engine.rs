@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use runtime::backbone::Backbone;
-use runtime::engine::{Engine, EngineError, Output, run_graph};
+use runtime::engine::{EncodedView, Engine, EngineError, Output, run_graph};
 use runtime::graph::{GraphMeta, task_graph};
 use runtime::plugin::{Plugin, build_graph};
 use runtime::tensor::{Tensor, Tensors};
@@ -50,9 +50,9 @@ const STORED: [usize; 7] = [0, 1, 2, 3, 4, 5, 6];
 fn assert_near(whole: &Tensors, found: &Output, most: f32) {
     for (name, values) in [
         ("logits", &found.logits),
-        ("slice_weights", &found.slice_weights),
-        ("heatmap", &found.heatmap),
-        ("slice_embeddings", &found.embeddings),
+        ("slice_weights", &found.views[0].slice_weights),
+        ("heatmap", &found.views[0].heatmap),
+        ("slice_embeddings", &found.views[0].embeddings),
     ] {
         let difference = difference(&whole[name], &Tensor::new([values.len()], values.clone()));
         assert!(difference <= most, "{name} differs by {difference:e}");
@@ -64,12 +64,15 @@ fn cut_halves_equal_the_whole_graph() {
     let (graph, slices) = (graph(), slices());
     let whole = run_graph(graph.clone(), &slices).unwrap();
     let engine = Engine::load(graph, 2).unwrap();
-    assert_eq!((engine.size(), engine.grid(), engine.dim(), engine.classes()), (SIZE, [3, 4], 48, 2));
+    assert_eq!(
+        (engine.views()[0].size, engine.views()[0].grid, engine.dim(), engine.classes()),
+        (SIZE, [3, 4], 48, 2)
+    );
     let found = run(&engine, &slices, &STORED);
     assert_near(&whole, &found, 1e-5);
-    assert!((found.slice_weights.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+    assert!((found.views[0].slice_weights.iter().sum::<f32>() - 1.0).abs() < 1e-6);
     assert!(
-        found.slice_weights.iter().any(|w| (w - 1.0 / 7.0).abs() > 1e-3),
+        found.views[0].slice_weights.iter().any(|w| (w - 1.0 / 7.0).abs() > 1e-3),
         "the query prefers some slices"
     );
 }
@@ -88,12 +91,15 @@ fn each_familys_graph_is_cut_without_loss() {
         let graph = build_graph(backbone, &manifest, &content).unwrap();
         let whole = run_graph(graph.clone(), &input).unwrap();
         let engine = Engine::load(graph, 2).unwrap();
-        assert_eq!((engine.size(), engine.grid(), engine.dim(), engine.classes()), (size, grid, dim, 2));
+        assert_eq!(
+            (engine.views()[0].size, engine.views()[0].grid, engine.dim(), engine.classes()),
+            (size, grid, dim, 2)
+        );
         let each = input.data.len() / 2;
         let found = engine.run(2, &|s, out| out.copy_from_slice(&input.data[s * each..][..each])).unwrap();
         println!("{case}");
         assert_near(&whole, &found, 2e-5);
-        assert!(found.heatmap.iter().any(|x| *x > 1e-3), "{case}");
+        assert!(found.views[0].heatmap.iter().any(|x| *x > 1e-3), "{case}");
     }
 }
 
@@ -104,17 +110,17 @@ fn neither_threads_nor_streaming_change_a_bit() {
     let threaded = Engine::load(graph(), 3).unwrap();
     assert_eq!(run(&threaded, &slices, &STORED), alone);
     // One slice: the threads are inside its operators.
-    assert_eq!(run(&threaded, &slices, &[4]).embeddings, alone.embeddings[4 * 48..5 * 48]);
+    assert_eq!(run(&threaded, &slices, &[4]).views[0].embeddings, alone.views[0].embeddings[4 * 48..5 * 48]);
 
     // Slices that come in another order, one at a time, put at their places.
     let (mut embeddings, mut attention) = (vec![0.0; 7 * 48], vec![0.0; 7 * 12]);
-    let mut encoder = engine.encoder(1).unwrap();
+    let mut encoder = engine.encoder(0, 1).unwrap();
     for s in [3, 6, 0, 5, 1, 4, 2] {
         let encoded = encoder.encode(|out| out.copy_from_slice(&slices.data[s * SLICE..][..SLICE])).unwrap();
         embeddings[s * 48..][..48].copy_from_slice(&encoded.embedding);
         attention[s * 12..][..12].copy_from_slice(&encoded.attention);
     }
-    assert_eq!(engine.pool(embeddings, &attention).unwrap(), alone);
+    assert_eq!(engine.pool(vec![Some(EncodedView { embeddings, attention })]).unwrap(), alone);
 }
 
 #[test]
@@ -127,7 +133,7 @@ fn slice_order_does_not_change_the_result() {
         assert!((a - b).abs() <= 1e-5, "{a} and {b}");
     }
     for (at, s) in order.into_iter().enumerate() {
-        assert!((shuffled.slice_weights[at] - stored.slice_weights[s]).abs() <= 1e-6);
+        assert!((shuffled.views[0].slice_weights[at] - stored.views[0].slice_weights[s]).abs() <= 1e-6);
     }
 }
 

@@ -52,7 +52,7 @@ fn peak_memory_is_under_thrice_the_graph_and_does_not_grow_with_slices() {
     let mut plugin = random_task(&backbone);
     let manifest = &mut plugin.manifest;
     manifest.recipe.size = [224, 224];
-    manifest.content_sha256 = content_sha256(&plugin.content, &manifest.lora, &manifest.recipe);
+    manifest.content_sha256 = content_sha256(&plugin.content, manifest);
     let graph = build_graph(backbone, manifest, &plugin.content).unwrap();
     manifest.graph_sha256 = sha256(&graph);
     let (graph_path, plugin_path) = (folder.path().join("task.onnx"), folder.path().join("task.plugin"));

@@ -4,11 +4,12 @@
 
 use std::path::{Path, PathBuf};
 
-use firmware_config::{AttentionLora, LoraSpec};
+use firmware_config::{AttentionLora, LoraSpec, MissingViews};
 use runtime::backbone::Backbone;
 use runtime::graph::{GraphMeta, task_graph};
-use runtime::plugin::{content_sha256, expected_content, merge};
+use runtime::plugin::{build_graph, content_sha256, expected_content, merge};
 use runtime::tensor::{Tensor, Tensors, sha256};
+use tests::fixture::{random_task, two_views};
 use tests::reference::{adapter_content, tensors};
 
 /// Another grid than the native one, so that positions are interpolated too.
@@ -34,8 +35,9 @@ fn digest_of_backbone(folder: &str, attention: AttentionLora, size: [usize; 2]) 
         let data = (0..shape.iter().product::<usize>()).map(|i| ((i * 37 % 101) as f32 - 50.0) / 700.0);
         Tensor::new(shape.clone(), data.collect())
     };
-    let content =
-        expected_content(&backbone.arch, &lora, 1).into_iter().map(|(name, shape)| (name, fractions(shape)));
+    let content = expected_content(&backbone.arch, &lora, 1, &[])
+        .into_iter()
+        .map(|(name, shape)| (name, fractions(shape)));
     digest_of(backbone, content.collect(), attention, size)
 }
 
@@ -54,10 +56,12 @@ fn digest_of(
         r#"{"plane":"axial","size":[98,84],"intensity":{"kind":"percentile","low":0.5,"high":99.5}}"#,
     )
     .unwrap();
+    let manifest =
+        firmware_config::Manifest { lora: lora.clone(), recipe, ..random_task(&backbone).manifest };
     let meta = GraphMeta {
         task: "pinned".into(),
         version: "1.0.0".into(),
-        content_sha256: content_sha256(&content, &lora, &recipe),
+        content_sha256: content_sha256(&content, &manifest),
     };
     sha256(&task_graph(backbone, &content, size, &meta).unwrap())
 }
@@ -100,4 +104,14 @@ fn windows_and_channels() {
         digest_of_backbone("davit_timm_48x48", AttentionLora::Fused, [96, 72]),
         "fceb95235da184eb87eaa12db5e4a9ffc0feeccc39dc7892111a6aa77a3e1b20"
     );
+}
+
+/// Two views: another plane and size, factors of their own, and one copy of what these do not touch.
+#[test]
+fn views() {
+    let backbone = Backbone::open(&case("lora").join("weights.safetensors")).unwrap();
+    let mut task = two_views(&backbone, MissingViews::Pool);
+    task.manifest.content_sha256 = content_sha256(&task.content, &task.manifest);
+    let graph = build_graph(backbone, &task.manifest, &task.content).unwrap();
+    assert_eq!(sha256(&graph), "4f8ed23347207accfa23851d86d43b4e843e8957c20cee2548873b7b5457fa14");
 }

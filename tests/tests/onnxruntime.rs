@@ -3,16 +3,18 @@
 #![cfg(target_arch = "x86_64")] // onnxruntime runs natively; `cargo xtask test` puts it into target/bench/venv.
 #![allow(missing_docs, reason = "a test")]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
+use firmware_config::MissingViews;
 use runtime::backbone::Backbone;
-use runtime::engine::run_graph;
+use runtime::engine::{Engine, run_graph};
 use runtime::graph::backbone_graph;
 use runtime::plugin::build_graph;
 use runtime::result::TaskResult;
 use runtime::tensor::{Tensor, Tensors};
-use tests::fixture::{Fixture, random_task};
+use tests::fixture::{Fixture, give_views, random_task};
 use tests::programs::{program, run};
 use tests::reference::{cases, difference, tensors};
 
@@ -53,6 +55,54 @@ fn onnxruntime_gives_the_same_logits() {
     let s = weights.len();
     assert_eq!((shapes[0].len(), shapes[1].len(), shapes[2].len()), (1, 1, 3));
     assert_eq!((shapes[2][0], shapes[3][0]), (s, s));
+}
+
+/// Runs a graph of the views axial and sagittal on waves, with the mask given; prints the outputs by name.
+const VIEWS: &str = "
+import sys, json, numpy, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])
+wave = lambda *shape: numpy.sin(numpy.arange(numpy.prod(shape), dtype='f4') * numpy.float32(0.37)).reshape(shape)
+inputs = {'slices_axial': wave(3, 3, 28, 42), 'slices_sagittal': wave(2, 3, 42, 28),
+          'view_mask': numpy.array(json.loads(sys.argv[2]), 'f4')}
+names = [o.name for o in session.get_outputs()]
+print(json.dumps({n: v.flatten().tolist() for n, v in zip(names, session.run(names, inputs))}))
+";
+
+#[test]
+fn a_graph_of_views_gives_the_same_in_onnxruntime() {
+    let fixture = Fixture::new(|manifest| give_views(manifest, MissingViews::Pool));
+    let engine = Engine::open(&fixture.graph, 1).unwrap().0;
+    let encode = |view: usize, slices: usize| {
+        let write = |s: usize, out: &mut [f32]| {
+            let first = s * out.len();
+            out.iter_mut().enumerate().for_each(|(i, x)| *x = ((first + i) as f32 * 0.37).sin());
+        };
+        Some(engine.encode(view, slices, &write).unwrap())
+    };
+    for mask in ["[1, 1]", "[0, 1]"] {
+        let theirs = run(Command::new(python()).args(["-c", VIEWS]).arg(&fixture.graph).arg(mask));
+        theirs.success();
+        let theirs: BTreeMap<String, Vec<f32>> = serde_json::from_str(theirs.stdout.trim()).unwrap();
+        let axial = if mask == "[1, 1]" { encode(0, 3) } else { None };
+        let ours = engine.pool(vec![axial, encode(1, 2)]).unwrap();
+        let [axial, sagittal] = ours.views.as_slice() else { panic!("two views") };
+        let mut pairs = vec![
+            ("logits", &ours.logits),
+            ("view_weights", &ours.view_weights),
+            ("slice_weights_sagittal", &sagittal.slice_weights),
+            ("heatmap_sagittal", &sagittal.heatmap),
+            ("slice_embeddings_sagittal", &sagittal.embeddings),
+        ];
+        if !axial.embeddings.is_empty() {
+            pairs.push(("heatmap_axial", &axial.heatmap));
+            pairs.push(("slice_embeddings_axial", &axial.embeddings));
+        }
+        for (name, ours) in pairs {
+            assert_eq!(ours.len(), theirs[name].len(), "{name}");
+            let off = ours.iter().zip(&theirs[name]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(off <= 1e-4, "{name} with the mask {mask} differs by {off:e}");
+        }
+    }
 }
 
 fn python() -> std::path::PathBuf {

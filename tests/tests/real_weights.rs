@@ -28,7 +28,7 @@ fn the_packaged_onnx_file_is_a_dinov2_vit_s() {
     assert_eq!((vit.depth, vit.heads, vit.registers), (12, 6, 0));
     assert!(matches!(vit.position, Position::Table { grid: 37, resize: PositionResize::Bicubic }));
     let lora = LoraSpec { rank: 8, alpha: 16.0, attention: AttentionLora::Fused };
-    assert_eq!(parameters(&backbone.arch, &lora, 1), 229_729);
+    assert_eq!(parameters(&backbone.arch, &lora, 1, &[]), 229_729);
 }
 
 #[test]

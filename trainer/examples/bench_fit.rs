@@ -19,7 +19,7 @@ use firmware_config::{AttentionLora, LoraSpec};
 use runtime::backbone::Tensor as Stored;
 use runtime::tensor::safetensors_bytes;
 use tch::{Cuda, Device};
-use trainer::data::Slices;
+use trainer::data::{Slices, Study};
 use trainer::device;
 use trainer::fit::{Item, Plan, gradients};
 use trainer::loss::Loss;
@@ -47,14 +47,18 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let backbone = open_backbone(Path::new(flag("--backbone")?), Some(number("--blocks")?))?;
     let lora = LoraSpec { rank: 8, alpha: 16.0, attention: AttentionLora::Separate };
-    let parameters = Parameters::init(&backbone.arch, &lora, 1, 0, device)?;
+    let parameters = Parameters::init(&backbone.arch, &lora, 1, &[], 0, device)?;
     let encoder = Encoder::new(&backbone, [size; 2], device)?.with_precision(precision.kind())?;
     let network = Network { encoder, parameters };
     drop(backbone);
     let volumes: Vec<Item> = (0..VOLUMES)
-        .map(|n| Item { slices: Arc::new(input(slices, size, n as u32)), targets: vec![Some(n % 2 == 0)] })
+        .map(|n| Item {
+            study: Arc::new(Study::of(input(slices, size, n as u32))),
+            targets: vec![Some(n % 2 == 0)],
+        })
         .collect();
-    let long = Item { slices: Arc::new(input(long, size, VOLUMES as u32)), targets: vec![Some(true)] };
+    let long =
+        Item { study: Arc::new(Study::of(input(long, size, VOLUMES as u32))), targets: vec![Some(true)] };
     std::fs::write(flag("--shared")?, shared(&network, &volumes, &long, size)?)?;
 
     let named = network.parameters.named.iter();
@@ -109,7 +113,7 @@ impl Bench {
     }
 
     fn predict(&mut self, item: &Item) -> Result<(), Box<dyn Error>> {
-        let (slices, chunk) = (Arc::clone(&item.slices), self.plan.chunk);
+        let (slices, chunk) = (Arc::clone(&item.study), self.plan.chunk);
         let work = move |network: &Network, ()| network.predict(&slices, chunk);
         self.workers.map(&self.network.parameters, vec![()], work)?;
         Ok(())
@@ -127,6 +131,11 @@ impl Bench {
         }
         Ok(start.elapsed().as_secs_f64() * 1e3)
     }
+}
+
+/// The slices of an item's only view.
+fn only(item: &Item) -> &Slices {
+    item.study.views[0].as_ref().expect("a task without views")
 }
 
 /// Slices in [-2, 2): a hash of each value's position, with a brighter block so that positives and negatives differ.
@@ -148,13 +157,12 @@ fn shared(network: &Network, volumes: &[Item], long: &Item, size: usize) -> Resu
     for (name, tensor) in network.parameters.to_stored()? {
         tensors.insert(format!("param.{name}"), tensor);
     }
-    let values = volumes.iter().flat_map(|v| v.slices.values.iter().copied()).collect();
+    let values = volumes.iter().flat_map(|v| only(v).values.iter().copied()).collect();
     tensors.insert(
         "volumes".into(),
-        Stored::new([volumes.len(), volumes[0].slices.count, 3, size, size], values),
+        Stored::new([volumes.len(), only(&volumes[0]).count, 3, size, size], values),
     );
-    tensors
-        .insert("long".into(), Stored::new([long.slices.count, 3, size, size], long.slices.values.clone()));
+    tensors.insert("long".into(), Stored::new([only(long).count, 3, size, size], only(long).values.clone()));
     Ok(safetensors_bytes(&tensors, None))
 }
 

@@ -390,7 +390,7 @@ fn run_predict(args: &Predict) -> Result<()> {
     let mut task = run.settings().task.clone();
     task.train.skip_unreadable |= args.skip_unreadable;
     let task = &task;
-    let table = Table::read(&args.data, &task.labels, task.loss, true)?;
+    let table = Table::read(&args.data, task, true)?;
     let backbone = run.backbone(args.moved.backbone.as_deref())?;
     let network = run.network(&backbone, device)?;
     drop(backbone);

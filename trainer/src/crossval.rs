@@ -59,7 +59,7 @@ pub fn run(options: &fit::Options, plan: &Plan) -> Result<Overview, Error> {
             if let Some(fold) = plan.only.iter().find(|&&fold| fold >= count) {
                 return flag("--fold", format!("it is {fold}, expected 0 to {}", count.saturating_sub(1)));
             }
-            let table = Table::read(&options.data, &options.task.labels, options.task.loss, false)?;
+            let table = Table::read(&options.data, &options.task, false)?;
             let folds = Folds::of(&table, count, options.task.train.seed)?;
             let wanted = (0..count).filter(|fold| plan.only.is_empty() || plan.only.contains(fold));
             let split = |fold: usize| {

@@ -91,23 +91,26 @@ pub fn export(options: &Options) -> Result<Exported, Error> {
             licence: settings.backbone.licence.clone(),
         },
         recipe: task.recipe.clone(),
-        streamable: task.recipe.streamable(),
+        views: task.views.clone(),
+        missing_views: task.missing_views,
+        streamable: task.views.is_empty() && task.recipe.streamable(),
         accepts: task.accepts.clone(),
         heatmap: backbone.arch.heatmap().into(),
         parameters: network.parameters.count(),
-        content_sha256: content_sha256(&content, &lora, &task.recipe),
+        content_sha256: String::new(),
         lora,
         graph_sha256: String::new(),
         golden: Vec::new(),
         build: concat!("scanside-train ", env!("CARGO_PKG_VERSION")).into(),
     };
+    manifest.content_sha256 = content_sha256(&content, &manifest);
     let (arch, names) = (backbone.arch.clone(), backbone.naming);
     let graph = build_graph(backbone, &manifest, &content)?;
     manifest.graph_sha256 = sha256(&graph);
     let engine = Engine::load(graph.clone(), options.threads.max(1)).map_err(runtime::Error::from)?;
 
     let data = options.data.as_deref().unwrap_or(&settings.data.path);
-    let mut table = Table::read(data, &task.labels, task.loss, true)?;
+    let mut table = Table::read(data, task, true)?;
     table.keep_masks(|_| false);
     let mut parity = Parity::default();
     parity::on_scans(&mut parity, &table, task, &network, &engine)?;
@@ -116,6 +119,11 @@ pub fn export(options: &Options) -> Result<Exported, Error> {
     manifest.golden = golden.iter().map(|g| g.case.clone()).collect();
 
     if let Some((folder, naming)) = &options.peft {
+        if !task.views.is_empty() {
+            let problem =
+                "an adapter holds the factors of one view, but the task has several; leave --peft out".into();
+            return Err(Error::Adapter { path: folder.clone(), problem });
+        }
         let of_the_file = match names {
             Naming::Original => "original",
             Naming::Timm => "timm",

@@ -5,15 +5,16 @@
 //! taken from the checkpoint.
 
 mod checkpoint;
+mod epoch;
 mod gradient;
 mod report;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use runtime::backbone::Arch;
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
@@ -22,16 +23,14 @@ pub use gradient::{Item, Losses, Plan, gradients};
 pub use report::{LabelSummary, Summary};
 
 use crate::Error;
-use crate::data::{Cache, Scale, Slices, Split, Table, augment, in_order, order};
+use crate::data::{Cache, Split, Table};
 use crate::loss::Loss;
 use crate::memory::{self, Needs};
-use crate::model::{Encoder, Group, Network, Ordinal, Parameters};
-use crate::optim::{AdamW, Rates, norm, schedule};
+use crate::model::{Network, Ordinal, Parameters};
+use crate::optim::AdamW;
 use crate::peft;
 use crate::precision::{Precision, Scaler};
-use crate::predict::{self, Row};
-use crate::random::{Purpose, generator};
-use crate::run::{BackboneFile, DataFile, Settings, file, open_backbone};
+use crate::run::{BackboneFile, DataFile, Settings, encoder_for, file, open_backbone};
 use crate::task::Task;
 use crate::tensorboard::Events;
 use crate::workers::Workers;
@@ -117,7 +116,11 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
     let backbone = open_backbone(&options.backbone, task.blocks)?;
     task.validate(backbone.arch.patch)
         .map_err(|problem| Error::Task { path: options.task_path.clone(), problem })?;
-    let mut table = Table::read(&options.data, &task.labels, task.loss, false)?;
+    if let Some(folder) = options.init_from.as_ref().filter(|_| !task.views.is_empty()) {
+        let problem = "a task of several views does not start from an adapter; leave --init-from out".into();
+        return Err(Error::Adapter { path: folder.clone(), problem });
+    }
+    let mut table = Table::read(&options.data, task, false)?;
     if let Some(split) = &options.split {
         table.resplit(split)?;
     }
@@ -132,20 +135,8 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
     let settings = resumed.as_ref().map_or(settings, |c| c.state.settings.clone());
     write_json(&options.out.join(file::SETTINGS), &settings)?;
 
-    let lora = task.lora_spec();
-    let mut parameters =
-        Parameters::init(&backbone.arch, &lora, task.labels.len(), task.train.seed, options.device)?;
-    if let (Some(folder), None) = (&options.init_from, &resumed) {
-        let mut stored = parameters.to_stored()?;
-        stored.extend(peft::read(folder, &backbone.arch, &lora)?);
-        parameters =
-            Parameters::from_stored(&backbone.arch, &lora, task.labels.len(), &stored, options.device)
-                .map_err(|problem| Error::Adapter { path: folder.clone(), problem })?;
-    }
-    if let Some(pixel) = task.train.pixel {
-        parameters = parameters.with_decoder(&backbone.arch, pixel.width, task.train.seed, options.device)?;
-    }
-    let encoder = Encoder::new(&backbone, task.recipe.size, options.device)?;
+    let parameters = first_parameters(options, &backbone.arch, resumed.is_some())?;
+    let encoder = encoder_for(task, &backbone, options.device)?;
     let encoder = encoder.with_precision(options.precision.kind())?;
     let network = Network { encoder, parameters };
     drop(backbone);
@@ -172,7 +163,7 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
         state.settings.threads,
     );
 
-    let cache = Cache::new(&table, &task.recipe, task.train.cache_mb << 20)
+    let cache = Cache::new(&table, task, task.train.cache_mb << 20)
         .stored_in(options.cache.as_deref())?
         .skipping(task.train.skip_unreadable);
     let workers = Workers::new(&network, state.settings.threads, task.train.batch)?
@@ -213,6 +204,25 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
         Some(summary) if done == 0 => Ok(Some(summary)),
         _ => report::finish(&fit, &state, options).map(Some),
     }
+}
+
+/// The parameters before the first step: drawn from the seed, or an adapter's; of a resumed fit the checkpoint's are put in their
+/// place later.
+fn first_parameters(options: &Options, arch: &Arch, resumed: bool) -> Result<Parameters, Error> {
+    let task = &options.task;
+    let lora = task.lora_spec();
+    let (labels, views) = (task.labels.len(), task.view_names());
+    let mut parameters = Parameters::init(arch, &lora, labels, &views, task.train.seed, options.device)?;
+    if let Some(folder) = options.init_from.as_ref().filter(|_| !resumed) {
+        let mut stored = parameters.to_stored()?;
+        stored.extend(peft::read(folder, arch, &lora)?);
+        parameters = Parameters::from_stored(arch, &lora, labels, &views, &stored, options.device)
+            .map_err(|problem| Error::Adapter { path: folder.clone(), problem })?;
+    }
+    if let Some(pixel) = task.train.pixel {
+        parameters = parameters.with_decoder(arch, pixel.width, task.train.seed, options.device)?;
+    }
+    Ok(parameters)
 }
 
 fn settings(
@@ -314,11 +324,14 @@ impl Fit<'_> {
         let encoder = &self.network.encoder;
         let (Device::Cpu, Some(available)) = (encoder.device(), memory::available()) else { return Ok(()) };
         let mut volumes = self.table.split(Split::Train).into_iter().map(|i| self.cache.get(i));
-        let Some(first) = volumes.find_map(Result::transpose).transpose()? else { return Ok(()) };
+        let Some(study) = volumes.find_map(Result::transpose).transpose()? else { return Ok(()) };
+        let Some(first) = study.views.iter().flatten().max_by_key(|slices| slices.count) else {
+            return Ok(());
+        };
         let needs = Needs::of(&memory::Fit {
             arch: encoder.arch(),
             size: first.size,
-            slices: first.count,
+            slices: study.count(),
             volumes: self.table.samples.len(),
             workers: self.workers.count(),
             train: &self.task.train,
@@ -371,142 +384,6 @@ impl Fit<'_> {
         }
         checkpoint.write(&out.join(file::LAST))?;
         report::write_metrics(&state.history, &out.join(file::METRICS))
-    }
-
-    /// One pass over the training volumes; returns the mean losses of its steps, the last step's schedule factor, and how many
-    /// volumes were skipped.
-    fn train(&mut self, epoch: usize, kept: usize, bar: &ProgressBar) -> Result<(Losses, f64, usize), Error> {
-        let Self {
-            task, table, cache, network, ordinal, average, workers, optimiser, scaler, events, ..
-        } = self;
-        let train = &task.train;
-        let samples = table.split(Split::Train);
-        let order = order(&table.samples, &samples, task.loss, train.sampling, train.seed, epoch as u64);
-        let per_epoch = samples.len().div_ceil(train.batch) as u64;
-        let total = per_epoch * train.epochs as u64;
-        let warmup = (train.warmup * total as f64).ceil() as u64;
-
-        let scale = Scale::of(&task.recipe);
-        let prepare = |at: usize| {
-            let Some(slices) = cache.get(order[at].index)? else { return Ok(None) };
-            let mut rng = generator(train.seed, Purpose::Augment, epoch as u64, order[at].key());
-            Ok(Some(augment(&slices, &train.augment, &scale, &mut rng)))
-        };
-        let (mut sum, mut steps, mut factor) = (0.0, 0u64, 0.0);
-        let (mut pixel_sum, mut pixel_steps) = (0.0, 0u64);
-        let (mut batch, mut ids, mut seen, mut skipped) = (Vec::new(), Vec::new(), 0usize, 0);
-        let bytes = |slices: &Option<Arc<Slices>>| slices.as_ref().map_or(0, |slices| slices.bytes());
-        in_order(&(0..order.len()).collect::<Vec<_>>(), workers.ahead(), bytes, prepare, |at, slices| {
-            let sample = &table.samples[order[at].index];
-            match slices {
-                Some(slices) => {
-                    batch.push(Item { slices, targets: sample.targets.clone() });
-                    ids.push(sample.id.as_str());
-                }
-                None => skipped += 1,
-            }
-            seen += 1;
-            bar.inc(1);
-            // What was skipped leaves its batch smaller, so that steps and schedule stay those of the table.
-            if !seen.is_multiple_of(train.batch) && seen < order.len() {
-                return Ok(());
-            }
-            let (items, ids) = (std::mem::take(&mut batch), std::mem::take(&mut ids));
-            let plan = Plan {
-                loss: task.loss,
-                smoothing: train.smoothing,
-                chunk: train.chunk,
-                scale: scaler.map_or(1.0, |scaler| scaler.scale),
-                pixel: train.pixel.map(|pixel| pixel.weight),
-            };
-            let made = gradients(workers, &network.parameters, items, plan)?;
-            // The schedule follows epochs and batches, also over a batch of which no label is known.
-            factor = schedule(
-                (epoch as u64 - 1) * per_epoch + (seen - 1) as u64 / train.batch as u64,
-                warmup,
-                total,
-            );
-            if let Some((Losses { total: loss, pixel }, mut gradients)) = made {
-                if let Some(ordinal) = ordinal.as_ref() {
-                    ordinal.tie(&gradients)?;
-                }
-                let norm = norm(&gradients)?;
-                if !(loss.is_finite() && norm.is_finite()) {
-                    if scaler.as_mut().is_some_and(Scaler::skipped) {
-                        return Ok(());
-                    }
-                    let (what, value) =
-                        if loss.is_finite() { ("gradient norm", norm) } else { ("loss", loss) };
-                    let (step, volumes) = (optimiser.steps() + 1, ids.join(", "));
-                    return Err(Error::Diverged { what, value, epoch, step, volumes, kept });
-                }
-                if let Some(clip) = train.clip.filter(|&clip| norm > clip) {
-                    let _ = gradients.f_mul_scalar_(clip / norm)?;
-                }
-                optimiser.step(&gradients, |group| match group {
-                    Group::Lora => Rates { lr: train.lr_lora * factor, decay: train.decay_lora },
-                    Group::Head => Rates { lr: train.lr_head * factor, decay: train.decay_head },
-                })?;
-                if let Some(ordinal) = ordinal.as_ref() {
-                    ordinal.order(&network.parameters)?;
-                }
-                if let (Some(average), Some(decay)) = (average.as_ref(), train.ema) {
-                    average.follow(&network.parameters, decay, optimiser.steps())?;
-                }
-                if let Some(scaler) = scaler.as_mut() {
-                    scaler.taken();
-                }
-                let mut figures = vec![
-                    ("train/loss", loss),
-                    ("train/gradient_norm", norm),
-                    ("lr/lora", train.lr_lora * factor),
-                    ("lr/head", train.lr_head * factor),
-                ];
-                figures.extend(pixel.map(|pixel| ("train/pixel_loss", pixel)));
-                events.scalars(now(), optimiser.steps(), &figures)?;
-                sum += loss;
-                steps += 1;
-                pixel_sum += pixel.unwrap_or(0.0);
-                pixel_steps += u64::from(pixel.is_some());
-                bar.set_message(format!("loss {:.4}", sum / steps as f64));
-            }
-            Ok::<_, Error>(())
-        })?;
-        let pixel = (pixel_steps > 0).then(|| pixel_sum / pixel_steps as f64);
-        Ok((Losses { total: sum / steps.max(1) as f64, pixel }, factor, skipped))
-    }
-
-    /// Mean loss and AUROC over the validation volumes, and how many were skipped.
-    fn validate(&self, bar: &ProgressBar) -> Result<(Option<f64>, Option<f64>, usize), Error> {
-        bar.set_message("validation");
-        let parameters = self.average.as_ref().unwrap_or(&self.network.parameters);
-        let rows = self.predict(parameters, &[Split::Val], bar)?;
-        let (mut sum, mut terms) = (0.0, 0);
-        for row in &rows {
-            let targets = &self.table.samples[row.index].targets;
-            let loss = self.task.loss.sum(&tch::Tensor::from_slice(&row.logits), targets)?;
-            sum += loss.f_double_value(&[])?;
-            terms += self.task.loss.terms(targets);
-        }
-        Ok((
-            (terms > 0).then(|| sum / terms as f64),
-            predict::macro_auroc(self.table, self.task, &rows.iter()),
-            self.table.split(Split::Val).len() - rows.len(),
-        ))
-    }
-
-    /// Logits that `parameters` give for all volumes of some splits, in the table's order.
-    fn predict(
-        &self,
-        parameters: &Parameters,
-        splits: &[Split],
-        bar: &ProgressBar,
-    ) -> Result<Vec<Row>, Error> {
-        let samples = &self.table.samples;
-        let indices: Vec<usize> =
-            (0..samples.len()).filter(|&i| splits.contains(&samples[i].split)).collect();
-        let load = |i: usize| self.cache.get(i);
-        predict::rows(&self.workers, parameters, &indices, load, self.task, bar)
     }
 
     fn bar(&self, epoch: usize) -> ProgressBar {

@@ -270,7 +270,7 @@ mod tests {
             let imported = medmnist(&npz(folder.path(), labels, true), &out, &names)?;
             let task = Task::read(&out.join("task.toml"))?;
             assert!(task.validate(14).is_ok() && task.validate(16).is_ok() && task.labels == imported.labels);
-            let table = Table::read(&out.join("data.csv"), &task.labels, task.loss, false)?;
+            let table = Table::read(&out.join("data.csv"), &task, false)?;
             let targets: Vec<Vec<u8>> = table
                 .samples
                 .iter()

@@ -116,7 +116,7 @@ pub fn locate(
 ) -> Result<Option<Located>, Error> {
     let Some(mask) = &sample.mask else { return Ok(None) };
     let unusable = |e: runtime::recipe::RecipeError| unusable(table, sample, e.into());
-    let volume = single(table, sample, &sample.image, "image")?;
+    let volume = single(table, sample, sample.image(), "image")?;
     let prepared = Prepared::new(&volume, recipe).map_err(unusable)?;
     let inside = prepared.mask_voxels(&single(table, sample, mask, "mask")?).map_err(unusable)?;
     let heat = prepared.heatmap_volume(heat, grid);

@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use firmware_config::Activation;
 use indicatif::ProgressBar;
+use runtime::engine::Output;
 
 use crate::Error;
-use crate::data::{Cache, Slices, Split, Table};
+use crate::data::{Cache, Split, Study, Table};
 use crate::evaluate::Heat;
 use crate::evaluate::localisation::COLUMNS;
 use crate::fit::bar;
 use crate::localise::{self, Located, best_level, locate};
 use crate::metrics::{self, auroc, macro_mean};
-use crate::model::{Network, Parameters, Prediction};
+use crate::model::{Network, Parameters};
 use crate::task::Task;
 use crate::workers::Workers;
 
@@ -49,11 +50,12 @@ pub fn predict(
     let mut bare = table.clone();
     bare.keep_masks(|_| false);
     // Each is needed once: nothing is kept in memory.
-    let cache = Cache::new(&bare, &task.recipe, 0).stored_in(cache)?.skipping(task.train.skip_unreadable);
+    let cache = Cache::new(&bare, task, 0).stored_in(cache)?.skipping(task.train.skip_unreadable);
     let (chunk, grid) = (task.train.chunk, network.encoder.arch().grid(task.recipe.size).unwrap_or([1, 1]));
-    let work = move |network: &Network, slices: &Slices| {
-        let Prediction { logits, heatmap, .. } = network.predict(slices, chunk)?;
-        Ok((logits, heatmap))
+    let work = move |network: &Network, study: &Study| {
+        let Output { logits, mut views, .. } = network.predict(study, chunk)?;
+        // Only a task without views has masks.
+        Ok((logits, views.swap_remove(0).heatmap))
     };
     let mut rows = Vec::with_capacity(indices.len());
     for part in indices.chunks(HELD) {
@@ -75,12 +77,12 @@ pub(crate) fn rows(
     workers: &Workers,
     parameters: &Parameters,
     indices: &[usize],
-    load: impl Fn(usize) -> Result<Option<Arc<Slices>>, Error> + Sync,
+    load: impl Fn(usize) -> Result<Option<Arc<Study>>, Error> + Sync,
     task: &Task,
     bar: &ProgressBar,
 ) -> Result<Vec<Row>, Error> {
     let chunk = task.train.chunk;
-    let work = move |network: &Network, slices: &Slices| Ok(network.predict(slices, chunk)?.logits);
+    let work = move |network: &Network, study: &Study| Ok(network.predict(study, chunk)?.logits);
     let logits = workers.over(parameters, indices, load, work, |n| bar.inc(n as u64))?;
     let row =
         |(&index, logits): (&usize, Option<Vec<f32>>)| Some(Row { index, logits: logits?, located: None });

@@ -1,4 +1,5 @@
-//! A frozen linear probe, to compare with: mean-pooled embeddings of the frozen backbone and a logistic head.
+//! A frozen linear probe, to compare with: mean-pooled embeddings of the frozen backbone, of several views one after the other, and
+//! a logistic head.
 //!
 //! The embeddings are computed once. The head is L2-penalised logistic regression on standardised features, fitted by
 //! Newton's method; the penalty is chosen on the validation volumes from a fixed list.
@@ -7,7 +8,7 @@ use indicatif::ProgressBar;
 use tch::{TchError, Tensor};
 
 use crate::Error;
-use crate::data::{Cache, Slices, Split};
+use crate::data::{Cache, Split, Study};
 use crate::metrics::{auroc, macro_mean};
 use crate::model::{Network, Parameters, chunks, stored};
 use crate::task::Task;
@@ -29,12 +30,21 @@ pub fn fit(
     let table = cache.table();
     let indices: Vec<usize> = (0..table.samples.len()).collect();
     let chunk = task.train.chunk;
-    let embed = move |network: &Network, slices: &Slices| -> Result<Vec<f64>, TchError> {
+    let embed = move |network: &Network, study: &Study| -> Result<Vec<f64>, TchError> {
         let _guard = tch::no_grad_guard();
         let encoder = &network.encoder;
         let cls = |x: &Tensor| Ok(encoder.encode(x, None, false)?.cls);
-        let mean = chunks(slices, chunk, encoder.device(), cls)?.f_mean_dim(0i64, false, None)?;
-        Ok(stored(&mean)?.data.into_iter().map(f64::from).collect())
+        let mut means = Vec::new();
+        for slices in &study.views {
+            // A view that is not there is a mean of zero.
+            let Some(slices) = slices else {
+                means.extend(std::iter::repeat_n(0.0, encoder.arch().dim));
+                continue;
+            };
+            let mean = chunks(slices, chunk, encoder.device(), cls)?.f_mean_dim(0i64, false, None)?;
+            means.extend(stored(&mean)?.data.into_iter().map(f64::from));
+        }
+        Ok(means)
     };
     let found = workers.over(parameters, &indices, |i| cache.get(i), embed, |n| progress.inc(n as u64))?;
     let dim = found.iter().flatten().map(Vec::len).next().unwrap_or(0);

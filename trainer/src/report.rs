@@ -107,7 +107,7 @@ fn wrong_cases(run: &Run, predictions: &Predictions, options: &Options) -> Resul
     tch::set_num_threads(options.threads.max(1) as i32);
     let task = &run.settings().task;
     let data = options.data.as_deref().unwrap_or(&run.settings().data.path);
-    let table = Table::read(data, &task.labels, task.loss, true)?;
+    let table = Table::read(data, task, true)?;
     let network = run.network(&run.backbone(options.backbone.as_deref())?, options.device)?;
     let one = |(case, loss): (&Case, f64)| {
         let png = Some(wrong::draw(&network, task, &table, case)?);

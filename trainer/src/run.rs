@@ -169,11 +169,24 @@ impl Run {
     pub fn network(&self, backbone: &Backbone, device: Device) -> Result<Network, Error> {
         let task = &self.settings().task;
         let content = self.best.content();
-        let parameters =
-            Parameters::from_stored(&backbone.arch, &task.lora_spec(), task.labels.len(), &content, device)
-                .map_err(|problem| Error::Run { path: self.folder.join(file::BEST), problem })?;
-        Ok(Network { encoder: Encoder::new(backbone, task.recipe.size, device)?, parameters })
+        let parameters = Parameters::from_stored(
+            &backbone.arch,
+            &task.lora_spec(),
+            task.labels.len(),
+            &task.view_names(),
+            &content,
+            device,
+        )
+        .map_err(|problem| Error::Run { path: self.folder.join(file::BEST), problem })?;
+        Ok(Network { encoder: encoder_for(task, backbone, device)?, parameters })
     }
+}
+
+/// The frozen encoder, for the slices of all of a task's views.
+pub fn encoder_for(task: &Task, backbone: &Backbone, device: Device) -> Result<Encoder, Error> {
+    let mut sizes = task.inputs().into_iter().map(|(_, recipe)| recipe.size);
+    let first = Encoder::new(backbone, sizes.next().unwrap_or(task.recipe.size), device)?;
+    sizes.try_fold(first, |encoder, size| encoder.with_size(backbone, size))
 }
 
 /// Opens a backbone and cuts it to its first `blocks` blocks.

@@ -19,10 +19,13 @@
 
 mod augment;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use augment::{Augment, Change};
-use firmware_config::{Accepts, Activation, AttentionLora, LoraSpec, Recipe};
+use firmware_config::{
+    Accepts, Activation, AttentionLora, LoraSpec, MissingViews, Recipe, View, inputs, validate_views,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -56,8 +59,16 @@ pub struct Task {
     /// Where the factors sit.
     #[serde(default)]
     pub lora: Lora,
-    /// Preprocessing.
+    /// Preprocessing; of a task of several views, that of those which have none of their own.
     pub recipe: Recipe,
+    /// Views by name, each with factors and a query of its own; the table has a column `image:NAME` for each. Default: none, one
+    /// column `image`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub views: BTreeMap<String, View>,
+    /// What is done with rows, and on the device with studies, that lack a view: `refuse`, or `pool` those that are there.
+    /// Default: refuse.
+    #[serde(default, skip_serializing_if = "MissingViews::is_default")]
+    pub missing_views: MissingViews,
     /// What the plugin may be given. Default: nothing is said, and the service does not run the plugin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accepts: Option<Accepts>,
@@ -223,9 +234,16 @@ impl Task {
                 );
             }
         }
-        if self.recipe.size.iter().any(|n| n % patch != 0) {
-            let expected = format!("two multiples of the backbone's patch size {patch}");
-            return wrong("recipe.size", &format!("{:?}", self.recipe.size), &expected);
+        validate_views(&self.views, self.missing_views).map_err(invalid)?;
+        for (view, recipe) in self.inputs() {
+            if recipe.size.iter().any(|n| n % patch != 0) {
+                let expected = format!("two multiples of the backbone's patch size {patch}");
+                let field = view.map_or("recipe.size".into(), |view| format!("views.{view}.recipe.size"));
+                return wrong(&field, &format!("{:?}", recipe.size), &expected);
+            }
+        }
+        if self.train.pixel.is_some() && !self.views.is_empty() {
+            return wrong("train.pixel", &"given", "left out with views: a mask lies on one scan");
         }
         if self.loss == Loss::Ce && self.labels.len() < 2 {
             return wrong("loss", &"ce with one label", "focal or bce, or two labels or more");
@@ -262,7 +280,8 @@ impl Task {
             words.into_iter().any(|word| word == "left" || word == "right")
         };
         let label = self.labels.iter().find(side)?;
-        let flip = self.train.augment.exchanges_sides(self.recipe.plane)?;
+        let planes = self.inputs().into_iter().map(|(_, recipe)| recipe.plane);
+        let flip = planes.into_iter().find_map(|plane| self.train.augment.exchanges_sides(plane))?;
         Some(format!(
             "train.augment.{flip} exchanges left and right, which the label `{label}` tells apart; switch it off"
         ))
@@ -275,6 +294,16 @@ impl Task {
 
     fn default_activation(&self) -> Activation {
         if self.loss == Loss::Ce { Activation::Softmax } else { Activation::Sigmoid }
+    }
+
+    /// What the task looks at: each view's name and recipe, by name; one without a name where it has no views.
+    pub fn inputs(&self) -> Vec<(Option<&str>, &Recipe)> {
+        inputs(&self.recipe, &self.views)
+    }
+
+    /// Names of the views; none where the task has no views.
+    pub fn view_names(&self) -> Vec<&str> {
+        self.views.keys().map(String::as_str).collect()
     }
 
     /// Rank, scale and form of the factors, as a plugin has them.

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use tch::{Device, TchError};
 
 use crate::Error;
-use crate::data::{Ahead, Slices, in_order};
+use crate::data::{Ahead, Study, in_order};
 use crate::model::{Encoder, Network, Parameters};
 
 /// Threads that prepare volumes, at most; decoding and resampling are soon faster than the network.
@@ -103,12 +103,12 @@ impl Workers {
         &self,
         parameters: &Parameters,
         indices: &[usize],
-        load: impl Fn(usize) -> Result<Option<Arc<Slices>>, Error> + Sync,
-        work: impl Fn(&Network, &Slices) -> Result<T, TchError> + Clone + Send + 'static,
+        load: impl Fn(usize) -> Result<Option<Arc<Study>>, Error> + Sync,
+        work: impl Fn(&Network, &Study) -> Result<T, TchError> + Clone + Send + 'static,
         done: impl Fn(usize),
     ) -> Result<Vec<Option<T>>, Error> {
         let (mut results, mut waiting) = (Vec::with_capacity(indices.len()), Vec::new());
-        let bytes = |slices: &Option<Arc<Slices>>| slices.as_ref().map_or(0, |slices| slices.bytes());
+        let bytes = |study: &Option<Arc<Study>>| study.as_ref().map_or(0, |study| study.bytes());
         in_order(indices, self.ahead, bytes, load, |_, slices| {
             results.push(None);
             match slices {
@@ -154,22 +154,23 @@ fn next(jobs: &Mutex<Receiver<Job>>) -> Option<Job> {
 
 #[cfg(test)]
 mod tests {
+    use runtime::engine::Output;
+
     use super::*;
-    use crate::fit::tests::{slices, tiny_network};
-    use crate::model::Prediction;
+    use crate::fit::tests::{study, tiny_network};
 
     #[test]
     fn results_keep_their_order_and_equal_one_threads() {
         let network = tiny_network(1);
-        let volumes: Vec<Slices> = (1..8).map(|n| slices(n, n as u64)).collect();
+        let volumes: Vec<Study> = (1..8).map(|n| study(n, n as u64)).collect();
         let expected = predicted(&network, &network, &volumes, 1);
-        assert_eq!(expected[2].slice_weights.len(), 3);
+        assert_eq!(expected[2].views[0].slice_weights.len(), 3);
         assert!(predicted(&network, &network, &volumes, 3) == expected);
         let workers = Workers::new(&network, 3, 8).unwrap();
         assert_eq!(workers.count(), 3);
         // The third is skipped.
         let load = |i: usize| Ok((i != 2).then(|| Arc::new(volumes[i].clone())));
-        let work = |network: &Network, v: &Slices| network.predict(v, 3);
+        let work = |network: &Network, v: &Study| network.predict(v, 3);
         let done = std::cell::Cell::new(0);
         let count = |n| done.set(done.get() + n);
         let found = workers.over(&network.parameters, &[4, 0, 2, 6, 1], load, work, count).unwrap();
@@ -178,7 +179,7 @@ mod tests {
     }
 
     /// Predictions by workers made from `network`, with the parameters of `other`.
-    fn predicted(network: &Network, other: &Network, volumes: &[Slices], threads: usize) -> Vec<Prediction> {
+    fn predicted(network: &Network, other: &Network, volumes: &[Study], threads: usize) -> Vec<Output> {
         let workers = Workers::new(network, threads, 8).unwrap();
         workers.map(&other.parameters, volumes.to_vec(), |network, v| network.predict(&v, 3)).unwrap()
     }
@@ -186,7 +187,7 @@ mod tests {
     #[test]
     fn new_values_reach_every_worker() {
         let (network, other) = (tiny_network(1), tiny_network(2));
-        let volumes = vec![slices(2, 1); 4];
+        let volumes = vec![study(2, 1); 4];
         let found = predicted(&network, &other, &volumes, 2);
         assert!(found == predicted(&other, &other, &volumes, 1));
         assert!(found != predicted(&network, &network, &volumes, 1));

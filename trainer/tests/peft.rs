@@ -43,7 +43,7 @@ fn an_adapter_comes_back_as_peft_wrote_it() {
         let arch = backbone(case).arch;
         let mut content = peft::read(&fixture(case), &arch, &lora(attention)).unwrap();
         content.extend(head(arch.dim));
-        let wanted = expected_content(&arch, &lora(attention), 1);
+        let wanted = expected_content(&arch, &lora(attention), 1, &[]);
         assert_eq!(content.len(), wanted.len());
         assert!(wanted.iter().all(|(name, shape)| content[name].shape == *shape));
 
@@ -120,7 +120,7 @@ fn every_family_goes_out_and_comes_back() {
         for naming in namings {
             let separate = naming.starts_with("hugging-face") && !case.starts_with("davit");
             let lora = lora(if separate { AttentionLora::Separate } else { AttentionLora::Fused });
-            let content: Tensors = expected_content(&backbone.arch, &lora, 1)
+            let content: Tensors = expected_content(&backbone.arch, &lora, 1, &[])
                 .into_iter()
                 .enumerate()
                 .map(|(n, (name, shape))| {

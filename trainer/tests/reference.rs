@@ -12,7 +12,7 @@ use runtime::graph::backbone_graph;
 use runtime::plugin::{expected_content, merge};
 use runtime::tensor::read_safetensors;
 use tch::{Device, Kind, Tensor};
-use trainer::model::{Encoder, Parameters, pool};
+use trainer::model::{Encoder, Parameters, attend};
 use trainer::peft;
 
 const TOKENS: f64 = 5e-5;
@@ -59,7 +59,7 @@ fn check(
     let of = |names: [&str; 2]| {
         names.into_iter().find_map(|name| stored.get(&format!("{name}{suffix}"))).map(tensor)
     };
-    let factors = factors.map(|p| p.factors().unwrap());
+    let factors = factors.map(|p| p.factors(0).unwrap());
     let _guard = tch::no_grad_guard();
     let input = of(["input", ""]).unwrap();
     let all = encoder.encode(&input, factors.as_ref(), true).unwrap();
@@ -117,14 +117,15 @@ fn adapted_backbones_match_their_merged_graphs() {
             let encoder = Encoder::new(&backbone, size, Device::Cpu).unwrap();
             let lora = LoraSpec { rank: 3, alpha: 6.0, attention };
             let mut content = Tensors::new();
-            for (n, (name, shape)) in expected_content(&backbone.arch, &lora, 1).into_iter().enumerate() {
+            for (n, (name, shape)) in expected_content(&backbone.arch, &lora, 1, &[]).into_iter().enumerate()
+            {
                 let wave = |i: usize| 0.1 * (i as f32 * 0.7 + n as f32).sin();
                 let data = (0..shape.iter().product()).map(wave).collect();
                 content.insert(name, runtime::backbone::Tensor { shape, data });
             }
             let parameters =
-                Parameters::from_stored(&backbone.arch, &lora, 1, &content, Device::Cpu).unwrap();
-            let factors = parameters.factors().unwrap();
+                Parameters::from_stored(&backbone.arch, &lora, 1, &[], &content, Device::Cpu).unwrap();
+            let factors = parameters.factors(0).unwrap();
             let input = tensor(&stored["input"]);
             let found = tch::no_grad(|| encoder.encode(&input, Some(&factors), true)).unwrap();
             let bare = tch::no_grad(|| encoder.encode(&input, None, false)).unwrap();
@@ -189,7 +190,7 @@ fn both_forms_of_lora_match_peft() {
             let arch = &backbone.arch;
             let lora = LoraSpec { rank: 4, alpha: 8.0, attention };
             let factors = adapter(&folder.join(within), arch, &lora);
-            let parameters = Parameters::from_stored(arch, &lora, 1, &factors, Device::Cpu).unwrap();
+            let parameters = Parameters::from_stored(arch, &lora, 1, &[], &factors, Device::Cpu).unwrap();
             check(case, &encoder, &stored, Some(&parameters), "", 1e-4);
             let bare = encoder.encode(&tensor(&stored["input"]), None, true).unwrap();
             close(case, &bare.cls, &tensor(&stored["base_cls"]), TOKENS);
@@ -209,9 +210,9 @@ fn pooling_matches_the_formula_in_float64() {
                 None => (0..of("H").size()[0]).collect(),
             };
             let kept = Tensor::from_slice(&kept);
-            let found = pool(&of("H").index_select(0, &kept), &of("q"), &of("W"), &of("b")).unwrap();
-            close(case, &found.weights, &of("a").index_select(0, &kept), 2e-6);
-            close(case, &found.logits, &of("logits"), 1e-5);
+            let (weights, pooled) = attend(&of("H").index_select(0, &kept), &of("q")).unwrap();
+            close(case, &weights, &of("a").index_select(0, &kept), 2e-6);
+            close(case, &(of("W").mv(&pooled) + of("b")), &of("logits"), 1e-5);
         }
     }
 }

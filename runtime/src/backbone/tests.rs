@@ -116,7 +116,7 @@ fn the_published_models_are_known_and_have_the_papers_numbers_of_parameters() {
         assert_eq!((backbone.name().as_str(), backbone.naming), (name, Naming::HuggingFace));
         for &(attention, count) in counts {
             let lora = LoraSpec { rank: 8, alpha: 16.0, attention };
-            assert_eq!(parameters(&backbone.arch, &lora, labels), count, "{name} {attention:?}");
+            assert_eq!(parameters(&backbone.arch, &lora, labels, &[]), count, "{name} {attention:?}");
         }
         backbone
     };

@@ -15,6 +15,9 @@ use runtime::volume::Volume;
 use super::task::{ScanArgs, TaskArgs, default_device};
 use super::{Fault, outputs, say};
 
+const HEATMAP: &str = "--heatmap";
+const SLICES: &str = "--slices";
+
 /// Classify a scan: one result JSON a line on stdout, one line a series.
 #[derive(Args)]
 pub struct Infer {
@@ -22,7 +25,8 @@ pub struct Infer {
     task: TaskArgs,
     #[command(flatten)]
     scan: ScanArgs,
-    /// Write where the network looked, as a volume in the scan's space.
+    /// Write where the network looked, as a volume in the scan's space; of a task of several views OUT-VIEW.nii.gz for each, as
+    /// with the other files.
     #[arg(long, value_name = "OUT.nii.gz")]
     heatmap: Option<PathBuf>,
     /// Write a montage of the key slices with the heat map over them.
@@ -53,6 +57,13 @@ impl Infer {
         let device = self.device.clone().unwrap_or_else(default_device);
         let broker = self.publish.as_ref().map(|broker| self.endpoint(broker)).transpose()?;
         let (task, load) = timed(|| self.task.load())?;
+        let views: Vec<&str> = task.plugin.manifest.views.keys().map(String::as_str).collect();
+        if !views.is_empty() {
+            let (volumes, read) = timed(|| self.scan.study(&views))?;
+            let volumes: Vec<_> = volumes.iter().map(Option::as_ref).collect();
+            let result = self.one(&task, &volumes, &device)?;
+            return self.give(result, [("load", load), ("read", read)], broker.as_ref(), &device);
+        }
         let (mut scans, open) = timed(|| self.scan.open())?;
         let all = scans.len();
         if all > 1
@@ -67,62 +78,71 @@ impl Infer {
             let start = Instant::now();
             let Some(scan) = scans.next() else { break };
             let read = open + start.elapsed();
-            let outcome = scan.map_err(Fault::from).and_then(|volume| self.one(&task, &volume, &device));
-            let mut result = match outcome {
-                Ok(result) => result,
+            let outcome =
+                scan.map_err(Fault::from).and_then(|volume| self.one(&task, &[Some(&volume)], &device));
+            match outcome {
+                Ok(result) => {
+                    self.give(result, [("load", load), ("read", read)], broker.as_ref(), &device)?;
+                }
                 // A series that cannot be used does not keep the others from being classified.
                 Err(fault) if fault.is_bad_input() && all > 1 => {
                     say::message(&format!("scanside: {}", fault.sentence()));
                     refused += 1;
-                    continue;
                 }
                 Err(fault) => return Err(fault),
-            };
-            let total = load + open + start.elapsed();
-            result.timings_ms.extend([
-                ("load".into(), milliseconds(load)),
-                ("read".into(), milliseconds(read)),
-                ("total".into(), milliseconds(total)),
-            ]);
-            for warning in &result.warnings {
-                say::message(&format!("scanside: warning: {warning}"));
-            }
-            say::line(&result.to_json())?;
-            if let Some(broker) = &broker {
-                self.send(broker, &device, &result)?;
             }
         }
         if refused > 0 { Err(Fault::Series { refused, all }) } else { Ok(()) }
     }
 
+    /// Prints a result, and publishes it; `before` is what was done before its volumes were there.
+    fn give(
+        &self,
+        mut result: TaskResult,
+        before: [(&str, Duration); 2],
+        broker: Option<&Endpoint>,
+        device: &TopicLevel,
+    ) -> Result<(), Fault> {
+        let before = before.map(|(name, time)| (name.to_owned(), milliseconds(time)));
+        let total = before.iter().map(|(_, time)| time).chain(result.timings_ms.values()).sum();
+        result.timings_ms.extend(before.into_iter().chain([("total".into(), total)]));
+        for warning in &result.warnings {
+            say::message(&format!("scanside: warning: {warning}"));
+        }
+        say::line(&result.to_json())?;
+        broker.map_or(Ok(()), |broker| self.send(broker, device, &result))
+    }
+
     /// Every file that is to be written, with its flag and the endings that its name may have.
     fn outputs(&self) -> impl Iterator<Item = (&'static str, &Path, &'static [&'static str])> {
         let all: [(_, _, &[&str]); 3] = [
-            ("--heatmap", &self.heatmap, &[".nii.gz", ".nii"]),
+            (HEATMAP, &self.heatmap, &[".nii.gz", ".nii"]),
             ("--picture", &self.picture, &[".png"]),
-            ("--slices", &self.slices, &[".npy"]),
+            (SLICES, &self.slices, &[".npy"]),
         ];
         all.into_iter().filter_map(|(flag, path, endings)| Some((flag, path.as_deref()?, endings)))
     }
 
-    fn one(&self, task: &LoadedTask, volume: &Volume, device: &TopicLevel) -> Result<TaskResult, Fault> {
+    /// Classifies a volume, or one for each view.
+    fn one(
+        &self,
+        task: &LoadedTask,
+        volumes: &[Option<&Volume>],
+        device: &TopicLevel,
+    ) -> Result<TaskResult, Fault> {
         let context = Context::given(device.as_str().into(), SystemTime::now());
-        let (prepared, prepare) = timed(|| Ok(task.prepare(volume)?))?;
-        let bar = progress(prepared.slices());
-        let (classified, encode) = timed(|| {
-            let classify = |observe: outputs::Observe<'_>| {
-                task.classify(&prepared, &context, &|s, slice| {
-                    observe(s, slice);
-                    bar.inc(1);
-                })
-            };
-            match &self.slices {
-                Some(path) => outputs::with_slices(path, prepared.slices(), prepared.size(), classify),
-                None => Ok(classify(&|_, _| {})?),
-            }
-        })?;
+        let (prepared, prepare) = timed(|| Ok(task.prepare_views(volumes)?))?;
+        let bar = progress(prepared.iter().flatten().map(Prepared::slices).sum());
+        let given: Vec<_> = prepared.iter().map(Option::as_ref).collect();
+        let (classified, encode) = timed(|| Ok(task.classify(&given, &context, &|| bar.inc(1))?))?;
         bar.finish_and_clear();
-        let pictures = timed(|| self.draw(task, &prepared, &classified))?.1;
+        let pictures = timed(|| {
+            let views = given.iter().enumerate();
+            views
+                .filter_map(|(k, prepared)| Some((k, (*prepared)?)))
+                .try_for_each(|(view, prepared)| self.write(task, view, prepared, &classified))
+        })?
+        .1;
         let mut result = classified.result;
         result.timings_ms.extend([
             ("prepare".into(), milliseconds(prepare)),
@@ -132,28 +152,36 @@ impl Infer {
         Ok(result)
     }
 
-    fn draw(
+    /// Writes the files that are asked for of one view.
+    fn write(
         &self,
         task: &LoadedTask,
+        number: usize,
         prepared: &Prepared<'_>,
         classified: &Classification,
     ) -> Result<(), Fault> {
-        let (Classification { result, output }, grid) = (classified, task.engine.grid());
-        if let Some(path) = &self.heatmap {
-            heatmap::write(path, prepared, &output.heatmap, grid)?;
-        }
-        if let Some(path) = &self.picture {
-            let labels: Vec<_> = result.labels.iter().map(|l| (l.name.as_str(), l.probability)).collect();
-            let picture = picture::Picture {
-                task: &result.task.name,
-                version: &result.task.version,
-                labels: &labels,
-                prepared,
-                slice_weights: &output.slice_weights,
-                heatmap: &output.heatmap,
-                grid,
-            };
-            picture::write(path, &picture)?;
+        let Classification { result, output } = classified;
+        let (view, found) = (&task.engine.views()[number], &output.views[number]);
+        for (flag, path, endings) in self.outputs() {
+            let path = &outputs::of_view(path, view.name.as_deref(), endings);
+            match flag {
+                HEATMAP => heatmap::write(path, prepared, &found.heatmap, view.grid)?,
+                SLICES => outputs::write_slices(path, prepared)?,
+                _ => {
+                    let labels: Vec<_> =
+                        result.labels.iter().map(|l| (l.name.as_str(), l.probability)).collect();
+                    let picture = picture::Picture {
+                        task: &result.task.name,
+                        version: &result.task.version,
+                        labels: &labels,
+                        prepared,
+                        slice_weights: &found.slice_weights,
+                        heatmap: &found.heatmap,
+                        grid: view.grid,
+                    };
+                    picture::write(path, &picture)?;
+                }
+            }
         }
         Ok(())
     }

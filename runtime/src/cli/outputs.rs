@@ -1,13 +1,10 @@
 //! Files that `infer` writes beside its result.
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 
 use runtime::files::write_atomically_with;
-use runtime::infer::Classification;
+use runtime::recipe::Prepared;
 
 use super::Fault;
 
@@ -34,56 +31,32 @@ pub fn check_folder(flag: &str, path: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Sees slices as they are prepared, in any order and from any thread.
-pub type Observe<'a> = &'a (dyn Fn(usize, &[f32]) + Sync);
-
-/// Runs `work`, writing the slices that it prepares to `path` as NumPy's `.npy` (version 1.0), f32 `[S, 3, H, W]`: each slice
-/// goes to its place as it comes, so that they are never all held. Nothing is left under `path` if anything fails.
-pub fn with_slices(
-    path: &Path,
-    slices: usize,
-    size: [usize; 2],
-    work: impl FnOnce(Observe<'_>) -> Result<Classification, runtime::Error>,
-) -> Result<Classification, Fault> {
-    let mut done = None;
-    let written = write_atomically_with(path, |file| {
-        let header = npy_header([slices, 3, size[0], size[1]]);
-        file.write_all(&header)?;
-        let failure = Mutex::new(None);
-        let lock = || failure.lock().unwrap_or_else(PoisonError::into_inner);
-        let observe = |s: usize, slice: &[f32]| {
-            let at = header.len() as u64 + (s as u64) * 4 * slice.len() as u64;
-            if let Err(error) = write_f32(file, at, slice) {
-                *lock() = Some(error);
-            }
-        };
-        let outcome = work(&observe);
-        let error = lock().take();
-        let failed = outcome.is_err();
-        done = Some(outcome);
-        match error {
-            Some(error) => Err(error),
-            None if failed => Err(io::ErrorKind::Interrupted.into()),
-            None => Ok(()),
-        }
-    });
-    match (done, written) {
-        (Some(Err(error)), _) => Err(error.into()),
-        (Some(Ok(classification)), Ok(())) => Ok(classification),
-        (_, Err(source)) => Err(Fault::write(path, source)),
-        (None, Ok(())) => Err(Fault::write(path, io::ErrorKind::Interrupted.into())),
-    }
+/// The name of an output for one of a task's views: `-VIEW` before the ending.
+pub fn of_view(path: &Path, view: Option<&str>, endings: &[&str]) -> PathBuf {
+    let (Some(view), Some(name)) = (view, path.file_name()) else { return path.to_owned() };
+    let name = name.to_string_lossy();
+    let ending = endings.iter().find(|ending| name.to_lowercase().ends_with(**ending)).map_or(0, |e| e.len());
+    let (stem, ending) = name.split_at(name.len() - ending);
+    path.with_file_name(format!("{stem}-{view}{ending}"))
 }
 
-fn write_f32(file: &File, mut at: u64, values: &[f32]) -> io::Result<()> {
-    let mut block = Vec::with_capacity(1 << 16);
-    for part in values.chunks(1 << 14) {
-        block.clear();
-        block.extend(part.iter().flat_map(|value| value.to_le_bytes()));
-        file.write_all_at(&block, at)?;
-        at += block.len() as u64;
-    }
-    Ok(())
+/// Writes the slices that the network was given as NumPy's `.npy` (version 1.0), f32 `[S, 3, H, W]`, prepared one by one once more,
+/// so that they are never all held.
+pub fn write_slices(path: &Path, prepared: &Prepared<'_>) -> Result<(), Fault> {
+    let [h, w] = prepared.size();
+    let written = write_atomically_with(path, |file| {
+        let mut file = BufWriter::new(file);
+        file.write_all(&npy_header([prepared.slices(), 3, h, w]))?;
+        let mut slice = vec![0.0; 3 * h * w];
+        for s in 0..prepared.slices() {
+            prepared.write_slice(s, &mut slice);
+            for value in &slice {
+                file.write_all(&value.to_le_bytes())?;
+            }
+        }
+        file.flush()
+    });
+    written.map_err(|source| Fault::write(path, source))
 }
 
 /// Magic, version and dictionary, padded with spaces so that the data begins at a multiple of 64 bytes.
@@ -103,6 +76,14 @@ fn npy_header(shape: [usize; 4]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_views_name_stands_before_the_ending() {
+        let of = |name: &str, view| of_view(Path::new(name), view, &[".nii.gz", ".nii"]);
+        assert_eq!(of("out/heat.map.nii.gz", Some("t1")), Path::new("out/heat.map-t1.nii.gz"));
+        assert_eq!(of("heat.NII", Some("t1")), Path::new("heat-t1.NII"));
+        assert_eq!(of("heat.nii", None), Path::new("heat.nii"));
+    }
 
     #[test]
     fn the_npy_header_is_padded_and_counts_itself() {

@@ -1,13 +1,13 @@
 //! Flags that several commands share: which task, which scan.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use runtime::engine::default_threads;
 use runtime::infer::LoadedTask;
 use runtime::publish::TopicLevel;
-use runtime::volume::{self, AxisCodes, ReadOptions, Scans};
+use runtime::volume::{self, AxisCodes, ReadOptions, Scans, Volume};
 
 use super::Fault;
 
@@ -51,8 +51,9 @@ impl TaskArgs {
 /// Which scan is read.
 #[derive(Args)]
 pub struct ScanArgs {
-    /// The scan: a .nii, .nii.gz or DICOM file, or a folder with one DICOM series or several.
-    #[arg(long, value_name = "PATH", required = true)]
+    /// The scan: a .nii, .nii.gz or DICOM file, or a folder with one DICOM series or several. For a task of several views one
+    /// for each, as VIEW=PATH.
+    #[arg(long, value_name = "[VIEW=]PATH", required = true)]
     input: Vec<PathBuf>,
     /// How the voxels of a NIfTI file without usable geometry lie, for example RAS.
     #[arg(long, value_name = "CODES")]
@@ -63,7 +64,7 @@ pub struct ScanArgs {
 }
 
 impl ScanArgs {
-    /// The volumes of the one input, at least one.
+    /// The volumes of the one input of a task without views, at least one.
     pub fn open(&self) -> Result<Scans, Fault> {
         let [path] = self.input.as_slice() else {
             let n = self.input.len();
@@ -71,17 +72,58 @@ impl ScanArgs {
                 "--input is given {n} times, but the task has one view; give it once"
             )));
         };
-        if let Some((view, file)) = path.to_str().and_then(|text| text.split_once('='))
+        if let Some((view, file)) = named(path)
             && !path.exists()
         {
             return Err(Fault::Usage(format!(
                 "--input {view}={file} names a view, but the task has one view without a name; give the path alone"
             )));
         }
-        let options =
-            ReadOptions { assume_orientation: self.assume_orientation, volume_index: self.volume_index };
-        Ok(volume::open(path, &options)?)
+        Ok(volume::open(path, &self.options())?)
     }
+
+    /// The volumes of a task's views, in the order of `views`; `None` for one that is not given.
+    pub fn study(&self, views: &[&str]) -> Result<Vec<Option<Volume>>, Fault> {
+        let mut volumes: Vec<Option<Volume>> = views.iter().map(|_| None).collect();
+        let all = views.join(", ");
+        for path in &self.input {
+            let Some((view, file)) = named(path) else {
+                return Err(Fault::Usage(format!(
+                    "--input {} names no view, but the task has the views {all}; give each as VIEW=PATH",
+                    path.display()
+                )));
+            };
+            let Some(place) = views.iter().position(|name| *name == view) else {
+                return Err(Fault::Usage(format!(
+                    "--input {view}={file} names the view {view}, but the task has the views {all}"
+                )));
+            };
+            let mut scans = volume::open(Path::new(file), &self.options())?;
+            let (count, first) = (scans.len(), scans.next().transpose()?);
+            let taken = volumes[place].is_some();
+            volumes[place] = first.filter(|_| count == 1 && !taken);
+            if taken {
+                return Err(Fault::Usage(format!(
+                    "--input {view}= is given twice; give each view one series"
+                )));
+            }
+            if volumes[place].is_none() {
+                return Err(Fault::Usage(format!(
+                    "--input {view}={file} holds {count} series, but a view is one series; give its folder alone"
+                )));
+            }
+        }
+        Ok(volumes)
+    }
+
+    fn options(&self) -> ReadOptions {
+        ReadOptions { assume_orientation: self.assume_orientation, volume_index: self.volume_index }
+    }
+}
+
+/// The parts of `VIEW=PATH`.
+fn named(input: &Path) -> Option<(&str, &str)> {
+    input.to_str().and_then(|text| text.split_once('='))
 }
 
 /// The device's name unless one is given: the host's, where it can stand in a topic.

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use clap::Args;
 use runtime::infer::Context;
 use runtime::result::TaskResult;
+use runtime::volume::Volume;
 
 use super::task::{ScanArgs, TaskArgs};
 use super::{Fault, say};
@@ -31,35 +32,56 @@ impl Verify {
     pub fn run(self) -> Result<(), Fault> {
         let claimed = read(&self.result)?;
         let task = self.task.load()?;
-        // Of a study with several series, the one that the result is about; one that cannot be read is not it.
-        let (mut found, mut digests) = (None, Vec::new());
-        let scans = self.scan.open()?;
-        let all = scans.len();
-        for scan in scans {
-            match scan {
-                Ok(volume) if volume.source.digest == claimed.input.digest => found = Some(volume),
-                Ok(volume) => digests.push(volume.source.digest),
-                Err(error) if all > 1 => say::message(&format!("scanside: {error}")),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let Some(volume) = found else {
-            let found = if digests.is_empty() {
-                "no series of the input can be read".to_owned()
-            } else {
-                format!("the input has SHA-256 {}", digests.join(" and "))
-            };
-            let digest = &claimed.input.digest;
-            return Err(Fault::Differs(format!("{found}, but the result was computed from {digest}")));
-        };
+        let views: Vec<&str> = task.plugin.manifest.views.keys().map(String::as_str).collect();
+        let volumes =
+            if views.is_empty() { vec![Some(self.series(&claimed)?)] } else { self.study(&claimed, &views)? };
         let context = Context::given(claimed.device.clone(), SystemTime::now());
-        let prepared = task.prepare(&volume)?;
-        let again = task.classify(&prepared, &context, &|_, _| {})?.result;
+        let volumes: Vec<_> = volumes.iter().map(Option::as_ref).collect();
+        let prepared = task.prepare_views(&volumes)?;
+        let given: Vec<_> = prepared.iter().map(Option::as_ref).collect();
+        let again = task.classify(&given, &context, &|| {})?.result;
         let differences = differences(&claimed, &again, self.tolerance);
         if differences.is_empty() {
             return say::line(&format!("{}: reproduced", claimed.result_id));
         }
         Err(Fault::Differs(format!("the result was not reproduced: {}", differences.join("; "))))
+    }
+
+    /// Of a study with several series, the one that the result is about; one that cannot be read is not it.
+    fn series(&self, claimed: &TaskResult) -> Result<Volume, Fault> {
+        let mut digests = Vec::new();
+        let scans = self.scan.open()?;
+        let all = scans.len();
+        for scan in scans {
+            match scan {
+                Ok(volume) if volume.source.digest == claimed.input.digest => return Ok(volume),
+                Ok(volume) => digests.push(volume.source.digest),
+                Err(error) if all > 1 => say::message(&format!("scanside: {error}")),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let found = if digests.is_empty() {
+            "no series of the input can be read".to_owned()
+        } else {
+            format!("the input has SHA-256 {}", digests.join(" and "))
+        };
+        let digest = &claimed.input.digest;
+        Err(Fault::Differs(format!("{found}, but the result was computed from {digest}")))
+    }
+
+    /// The series of each view that the result is about.
+    fn study(&self, claimed: &TaskResult, views: &[&str]) -> Result<Vec<Option<Volume>>, Fault> {
+        let volumes = self.scan.study(views)?;
+        for (view, volume) in views.iter().zip(&volumes) {
+            let found = volume.as_ref().map_or("no scan", |volume| &volume.source.digest);
+            let expected = claimed.input.views.get(*view).map_or("no scan", |input| &input.digest);
+            if found != expected {
+                return Err(Fault::Differs(format!(
+                    "the view {view} is given {found}, but the result was computed from {expected}"
+                )));
+            }
+        }
+        Ok(volumes)
     }
 }
 

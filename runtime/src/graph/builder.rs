@@ -1,5 +1,7 @@
 //! A thin layer over ONNX's protobuf messages: nodes named after what they compute, outputs named after their node.
 
+use std::collections::HashMap;
+
 use crate::backbone::Tensor;
 use crate::engine::onnx::{self, attribute_proto::AttributeType, tensor_shape_proto, type_proto};
 
@@ -9,6 +11,10 @@ const INT64: i32 = onnx::tensor_proto::DataType::Int64 as i32;
 /// A graph in the making.
 #[derive(Default)]
 pub(super) struct Builder {
+    /// What the names of nodes and constants begin with, as they are written from now on.
+    scope: String,
+    /// Index of the newest constant of a name, its scope left out.
+    newest: HashMap<String, usize>,
     nodes: Vec<onnx::NodeProto>,
     initializers: Vec<onnx::TensorProto>,
     inputs: Vec<onnx::ValueInfoProto>,
@@ -28,15 +34,30 @@ impl Builder {
         self.initializer(name, INT64, vec![values.len() as i64], raw_data)
     }
 
+    /// Begins a part whose nodes and constants have names of their own: `scope/name`. A constant that equals its namesake in an
+    /// earlier part is that one, so that what no factors touch is held once.
+    pub(super) fn scope(&mut self, scope: &str) {
+        self.scope = if scope.is_empty() { String::new() } else { format!("{scope}/") };
+    }
+
     fn initializer(&mut self, name: &str, data_type: i32, dims: Vec<i64>, raw_data: Vec<u8>) -> String {
+        if !self.scope.is_empty() {
+            if let Some(namesake) = self.newest.get(name).map(|&index| &self.initializers[index])
+                && (namesake.data_type, &namesake.dims, &namesake.raw_data) == (data_type, &dims, &raw_data)
+            {
+                return namesake.name.clone();
+            }
+            self.newest.insert(name.to_owned(), self.initializers.len());
+        }
+        let name = format!("{}{name}", self.scope);
         self.initializers.push(onnx::TensorProto {
-            name: name.into(),
+            name: name.clone(),
             data_type,
             dims,
             raw_data,
             ..Default::default()
         });
-        name.into()
+        name
     }
 
     /// A node without attributes; returns the name of its one output.
@@ -51,15 +72,16 @@ impl Builder {
         inputs: &[&str],
         attribute: Vec<onnx::AttributeProto>,
     ) -> String {
+        let name = format!("{}{name}", self.scope);
         self.nodes.push(onnx::NodeProto {
             op_type: op.into(),
-            name: name.into(),
+            name: name.clone(),
             input: inputs.iter().map(ToString::to_string).collect(),
-            output: vec![name.into()],
+            output: vec![name.clone()],
             attribute,
             ..Default::default()
         });
-        name.into()
+        name
     }
 
     pub(super) fn softmax(&mut self, name: &str, x: &str, axis: i64) -> String {
@@ -110,12 +132,19 @@ impl Builder {
     ) -> String {
         let weight = self.constant(&format!("{name}.weight"), weight);
         let bias = self.constant(&format!("{name}.bias"), bias);
-        self.node_with(
-            "LayerNormalization",
-            name,
-            &[x, &weight, &bias],
-            vec![integer("axis", -1), float("epsilon", epsilon)],
-        )
+        self.layer_norm_of(name, x, [&weight, &bias], epsilon)
+    }
+
+    /// As [`Self::layer_norm`], with weight and bias by their constants' names.
+    pub(super) fn layer_norm_of(
+        &mut self,
+        name: &str,
+        x: &str,
+        [weight, bias]: [&str; 2],
+        epsilon: f32,
+    ) -> String {
+        let attributes = vec![integer("axis", -1), float("epsilon", epsilon)];
+        self.node_with("LayerNormalization", name, &[x, weight, bias], attributes)
     }
 
     /// `x weightᵀ + bias` with `weight` `[out, in]`.
@@ -181,7 +210,7 @@ impl Builder {
         self.constant(name, &Tensor { shape: vec![], data: vec![value] })
     }
 
-    /// Gives the output of the newest node of that name another name.
+    /// Gives the output of the newest node of that name another name, whatever the scope.
     pub(super) fn rename(&mut self, from: &str, to: &str) {
         for node in &mut self.nodes {
             let names = node.input.iter_mut().chain(&mut node.output).chain(std::iter::once(&mut node.name));
@@ -191,14 +220,14 @@ impl Builder {
         }
     }
 
-    /// A graph input; `None` is the symbolic number of slices.
-    pub(super) fn input(&mut self, name: &str, shape: &[Option<usize>]) {
-        self.inputs.push(value(name, shape));
+    /// A graph input; `None` is the number of slices, of which `symbol` is the name.
+    pub(super) fn input(&mut self, name: &str, shape: &[Option<usize>], symbol: &str) {
+        self.inputs.push(value(name, shape, symbol));
     }
 
-    /// A graph output.
-    pub(super) fn output(&mut self, name: &str, shape: &[Option<usize>]) {
-        self.outputs.push(value(name, shape));
+    /// A graph output; as [`Self::input`].
+    pub(super) fn output(&mut self, name: &str, shape: &[Option<usize>], symbol: &str) {
+        self.outputs.push(value(name, shape, symbol));
     }
 
     /// A metadata property.
@@ -254,11 +283,11 @@ fn float(name: &str, f: f32) -> onnx::AttributeProto {
     onnx::AttributeProto { name: name.into(), f, r#type: AttributeType::Float as i32, ..Default::default() }
 }
 
-fn value(name: &str, shape: &[Option<usize>]) -> onnx::ValueInfoProto {
+fn value(name: &str, shape: &[Option<usize>], symbol: &str) -> onnx::ValueInfoProto {
     let dim = |d: &Option<usize>| tensor_shape_proto::Dimension {
         value: Some(match d {
             Some(n) => tensor_shape_proto::dimension::Value::DimValue(*n as i64),
-            None => tensor_shape_proto::dimension::Value::DimParam("S".into()),
+            None => tensor_shape_proto::dimension::Value::DimParam(symbol.into()),
         }),
         ..Default::default()
     };

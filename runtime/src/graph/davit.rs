@@ -8,11 +8,17 @@ use super::builder::Builder;
 use super::layers::{Take, linear, mlp, norm};
 use crate::backbone::{Backbone, Davit, Mlp, Stage, Tensor};
 
-/// Writes the encoder for `slices` `[S, 3, H, W]` of `size`.
-pub(super) fn encode(b: &mut Builder, backbone: &mut Backbone, davit: &Davit, size: [usize; 2]) -> Encoded {
+/// Writes the encoder for `slices`, the name of `[S, 3, H, W]` of `size`.
+pub(super) fn encode(
+    b: &mut Builder,
+    backbone: &mut Backbone,
+    davit: &Davit,
+    slices: &str,
+    size: [usize; 2],
+) -> Encoded {
     let (d, epsilon) = (backbone.arch.dim, backbone.arch.norm_eps);
     let mut take = Take(&mut backbone.tensors);
-    let (mut x, mut grid, mut channels, mut number) = ("slices".to_owned(), size, 3, 0);
+    let (mut x, mut grid, mut channels, mut number) = (slices.to_owned(), size, 3, 0);
     for (s, stage) in davit.stages.iter().enumerate() {
         let name = format!("embed.{s}");
         if s > 0 {
@@ -68,9 +74,10 @@ fn pool(
     let (embedding, direction) = match final_norm {
         None => (mean.clone(), mean),
         Some((weight, bias)) => {
-            let pooled = b.layer_norm("norm", &mean, &weight, &bias, epsilon);
-            let u = b.node("Sub", "share.unbiased", &[&pooled, "norm.bias"]);
-            let g = b.node("Mul", "share.weighted", &[&u, "norm.weight"]);
+            let (weight, bias) = (b.constant("norm.weight", &weight), b.constant("norm.bias", &bias));
+            let pooled = b.layer_norm_of("norm", &mean, [&weight, &bias], epsilon);
+            let u = b.node("Sub", "share.unbiased", &[&pooled, &bias]);
+            let g = b.node("Mul", "share.weighted", &[&u, &weight]);
             let centre = b.mean_kept("share.centre", &g, 1);
             (pooled, b.node("Sub", "share.direction", &[&g, &centre]))
         }

@@ -5,12 +5,13 @@ use super::layers::{Take, linear_scaled, mlp, norm};
 use super::{Encoded, pool};
 use crate::backbone::{Arch, Backbone, Embedding, Rope, Tensor, Vit};
 
-/// Writes the encoder for `slices` `[S, 3, H, W]`. Where CLS is the embedding and `patches` are not asked for, the last block
+/// Writes the encoder for `slices`, the name of `[S, 3, H, W]`. Where CLS is the embedding and `patches` are not asked for, the last block
 /// computes nothing but its row.
 pub(super) fn encode(
     b: &mut Builder,
     backbone: &mut Backbone,
     vit: &Vit,
+    slices: &str,
     grid: [usize; 2],
     patches: bool,
 ) -> Encoded {
@@ -25,7 +26,7 @@ pub(super) fn encode(
 
     // Patches become tokens; CLS and registers are zero rows until the table is added.
     let (weight, bias) = take.layer("patch");
-    let conv = b.patch_convolution("patch_embedding", "slices", &weight, &bias);
+    let conv = b.patch_convolution("patch_embedding", slices, &weight, &bias);
     let flat = b.reshape("patch_embedding.flat", &conv, &[0, d as i64, count as i64]);
     let mut x = b.transpose("patch_embedding.tokens", &flat, &[0, 2, 1]);
     if before > 0 {

@@ -1,13 +1,15 @@
 //! From what the engine has found to the result: labels, key slices, provenance, warnings.
 
+use std::collections::BTreeMap;
+
 use firmware_config::{Manifest, Observed};
 
 use super::{Context, LoadedTask};
 use crate::engine::Output;
 use crate::recipe::Prepared;
 use crate::result::{
-    INTENDED_USE, Input, KeySlice, Kind, LabelResult, Provenance, SCHEMA, TaskResult, Trust, result_id,
-    rfc3339,
+    INTENDED_USE, Input, KeySlice, Kind, LabelResult, Provenance, SCHEMA, TaskResult, Trust, ViewInput,
+    result_id, rfc3339,
 };
 use crate::tensor::sha256;
 use crate::volume::{Source, SourceKind};
@@ -63,15 +65,25 @@ impl<'a> Scan<'a> {
 impl LoadedTask {
     pub(super) fn result(
         &self,
-        scan: &Scan<'_>,
+        scans: &[Option<Scan<'_>>],
         context: &Context,
         output: &Output,
         tensor_sha256: String,
     ) -> TaskResult {
-        let mut result = self.blank(&input(scan.source, context), context, tensor_sha256);
-        result.labels = labels(&self.plugin.manifest, &output.logits);
-        result.key_slices = key_slices(scan, &output.slice_weights);
-        result.warnings = warnings(&self.plugin.manifest, scan);
+        let manifest = &self.plugin.manifest;
+        let given: Vec<_> = manifest
+            .inputs()
+            .into_iter()
+            .zip(scans)
+            .enumerate()
+            .filter_map(|(view, ((name, _), scan))| Some(Given { view, name, scan: scan.as_ref()? }))
+            .collect();
+        let mut result = self.blank(&input(&given, context), context, tensor_sha256);
+        result.labels = labels(manifest, &output.logits);
+        let weights = manifest.views.keys().cloned().zip(output.view_weights.iter().copied());
+        result.view_weights = weights.collect();
+        result.key_slices = key_slices(&given, output);
+        result.warnings = warnings(manifest, &given);
         result
     }
 
@@ -101,8 +113,9 @@ impl LoadedTask {
             task: task.clone(),
             input: input.clone(),
             labels: Vec::new(),
+            view_weights: BTreeMap::new(),
             key_slices: Vec::new(),
-            timings_ms: std::collections::BTreeMap::new(),
+            timings_ms: BTreeMap::new(),
             provenance: self.provenance(tensor_sha256),
             warnings: Vec::new(),
         }
@@ -110,7 +123,11 @@ impl LoadedTask {
 
     fn provenance(&self, tensor_sha256: String) -> Provenance {
         let manifest = &self.plugin.manifest;
-        let recipe = serde_json::to_vec(&manifest.recipe).expect("plain data serialises");
+        let recipe = match &manifest.inputs()[..] {
+            [(_, recipe)] => serde_json::to_vec(recipe),
+            views => serde_json::to_vec(&views.iter().copied().collect::<BTreeMap<_, _>>()),
+        };
+        let recipe = recipe.expect("plain data serialises");
         let mut provenance = Provenance {
             backbone_sha256: manifest.backbone.sha256.clone(),
             plugin_sha256: self.plugin_sha256.clone(),
@@ -126,15 +143,49 @@ impl LoadedTask {
     }
 }
 
-fn input(source: &Source, context: &Context) -> Input {
+/// A view's scan.
+struct Given<'a, 's> {
+    /// The view's number.
+    view: usize,
+    /// None where the task has one view.
+    name: Option<&'a str>,
+    scan: &'a Scan<'s>,
+}
+
+/// What the first of `all` says, if all say the same.
+fn common<T: PartialEq>(mut all: impl Iterator<Item = Option<T>>) -> Option<T> {
+    let first = all.next()??;
+    all.all(|other| other.as_ref() == Some(&first)).then_some(first)
+}
+
+fn input(given: &[Given<'_, '_>], context: &Context) -> Input {
+    let sources = || given.iter().map(|given| given.scan.source);
+    let of = |given: &Given<'_, '_>| {
+        let Source { series_uid, digest, .. } = given.scan.source.clone();
+        let instances = given.scan.source.instance_count();
+        Some((given.name?.to_owned(), ViewInput { series_uid, instances, digest }))
+    };
+    let views: BTreeMap<String, ViewInput> = given.iter().filter_map(of).collect();
+    let digest = match given {
+        [Given { name: None, scan, .. }] => scan.source.digest.clone(),
+        _ => views_digest(&views),
+    };
     Input {
-        kind: source.kind,
-        study_uid: source.study_uid.clone(),
-        series_uid: source.series_uid.clone(),
-        instances: source.instance_count(),
-        digest: source.digest.clone(),
+        kind: sources().next().map_or(SourceKind::Nifti, |source| source.kind),
+        study_uid: common(sources().map(|source| source.study_uid.clone())),
+        series_uid: if views.is_empty() { common(sources().map(|s| s.series_uid.clone())) } else { None },
+        instances: sources().map(Source::instance_count).sum(),
+        digest,
         completion: context.completion,
+        views,
     }
+}
+
+/// The digest of a study's input: SHA-256 over each view's name and digest, in the order of the names, as text with a newline
+/// after each.
+pub fn views_digest(views: &BTreeMap<String, ViewInput>) -> String {
+    let text: String = views.iter().flat_map(|(name, view)| [name, "\n", &view.digest, "\n"]).collect();
+    sha256(text.as_bytes())
 }
 
 impl Input {
@@ -153,6 +204,7 @@ impl Input {
             instances,
             digest,
             completion: context.completion,
+            views: BTreeMap::new(),
         }
     }
 }
@@ -173,26 +225,48 @@ fn labels(manifest: &Manifest, logits: &[f32]) -> Vec<LabelResult> {
     .collect()
 }
 
-/// The heaviest slices; of equally heavy ones the first.
-fn key_slices(scan: &Scan<'_>, weights: &[f32]) -> Vec<KeySlice> {
-    let mut order: Vec<(&SliceName, f32)> = scan.slices.iter().zip(weights.iter().copied()).collect();
-    order.sort_by(|(_, a), (_, b)| b.total_cmp(a));
-    let name = |(name, weight): (&SliceName, f32)| {
-        let SliceName { index, sop_instance_uid, frame_number } = name.clone();
-        KeySlice { index, sop_instance_uid, frame_number, weight }
+/// The heaviest slices of all views; of equally heavy ones the first.
+fn key_slices(given: &[Given<'_, '_>], output: &Output) -> Vec<KeySlice> {
+    let slices = |given: &Given<'_, '_>| -> Vec<KeySlice> {
+        let weights = &output.views[given.view].slice_weights;
+        let of_view = output.view_weights[given.view];
+        let key = |(name, weight): (&SliceName, &f32)| {
+            let SliceName { index, sop_instance_uid, frame_number } = name.clone();
+            let (view, weight) = (given.name.map(str::to_owned), weight * of_view);
+            KeySlice { view, index, sop_instance_uid, frame_number, weight }
+        };
+        given.scan.slices.iter().zip(weights).map(key).collect()
     };
-    order.into_iter().take(KEY_SLICES).map(name).collect()
+    let mut order: Vec<KeySlice> = given.iter().flat_map(slices).collect();
+    order.sort_by(|a, b| b.weight.total_cmp(&a.weight));
+    order.truncate(KEY_SLICES);
+    order
 }
 
-fn warnings(manifest: &Manifest, scan: &Scan<'_>) -> Vec<String> {
-    let mut out = scan.warnings.to_vec();
-    match (&manifest.accepts, &scan.observed) {
-        (Some(accepts), Some(observed)) => {
+fn warnings(manifest: &Manifest, given: &[Given<'_, '_>]) -> Vec<String> {
+    let mut out = Vec::new();
+    for Given { name, scan, .. } in given {
+        let mut say =
+            |what: String| out.push(name.map_or(what.clone(), |name| format!("view {name}: {what}")));
+        scan.warnings.iter().cloned().for_each(&mut say);
+        if let (Some(accepts), Some(observed)) = (&manifest.accepts, &scan.observed) {
             let refusals = accepts.refusals(observed).into_iter();
-            out.extend(refusals.map(|why| format!("the plugin's manifest does not accept this scan: {why}")));
+            refusals
+                .map(|why| format!("the plugin's manifest does not accept this scan: {why}"))
+                .for_each(say);
         }
-        (Some(_), None) => {}
-        (None, _) => out.push("the plugin's manifest does not say which scans it accepts".into()),
+    }
+    let studies = || given.iter().filter_map(|given| given.scan.source.study_uid.as_ref());
+    if studies().any(|study| Some(study) != studies().next()) {
+        out.push("the views come from different studies".into());
+    }
+    let there = |view: &&String| given.iter().any(|given| given.name == Some(view.as_str()));
+    let missing: Vec<&str> = manifest.views.keys().filter(|view| !there(view)).map(String::as_str).collect();
+    if !missing.is_empty() {
+        out.push(format!("there was no scan for the view {}; the others were pooled", missing.join(", ")));
+    }
+    if manifest.accepts.is_none() {
+        out.push("the plugin's manifest does not say which scans it accepts".into());
     }
     out
 }

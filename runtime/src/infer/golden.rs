@@ -36,10 +36,9 @@ impl LoadedTask {
                 InferError::Golden { task: task(), case: case.name.clone(), detail }.into()
             };
             let volume = golden_volume(case, self.plugin.golden.get(&case.name)).map_err(differs)?;
-            let prepared = self.prepare(&volume)?;
-            let output = self.engine.run(prepared.slices(), &|s, out| prepared.write_slice(s, out))?;
+            let output = self.output(&volume)?;
             let logits = difference(&output.logits, &case.logits);
-            let weights = difference(&output.slice_weights, &case.slice_weights);
+            let weights = difference(&golden_weights(&output), &case.slice_weights);
             for (what, found, limit) in [
                 ("a logit", logits, case.tolerance.logits),
                 ("a slice weight", weights, case.tolerance.slice_weights),
@@ -58,14 +57,50 @@ impl LoadedTask {
         Ok(report)
     }
 
+    /// What the engine makes of a golden case's volume, given as every view.
+    pub fn output(&self, volume: &Volume) -> Result<Output, Error> {
+        let encode = |view: usize| -> Result<_, Error> {
+            let prepared = self.prepare(view, volume)?;
+            let write = |s: usize, out: &mut [f32]| prepared.write_slice(s, out);
+            Ok(Some(self.engine.encode(view, prepared.slices(), &write)?))
+        };
+        Ok(self.engine.pool((0..self.engine.views().len()).map(encode).collect::<Result<_, _>>()?)?)
+    }
+
     /// Whether the heat map is nowhere notably larger than at the expected place, so that rounding decides no tie.
     fn peaks_at(&self, output: &Output, [s, y, x]: [usize; 3]) -> bool {
-        let [height, width] = self.engine.grid();
-        let largest = output.heatmap.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let inside = y < height && x < width;
-        let there = output.heatmap.get((s * height + y) * width + x).filter(|_| inside);
-        there.is_some_and(|&value| value >= 0.999 * largest)
+        let maps = || output.views.iter().map(|view| view.heatmap.iter().copied());
+        let largest = maps().flatten().fold(f32::NEG_INFINITY, f32::max);
+        let mut before = s;
+        for (of, view) in output.views.iter().zip(self.engine.views()) {
+            let (slices, [height, width]) = (of.slice_weights.len(), view.grid);
+            if before < slices {
+                let there = of.heatmap.get((before * height + y) * width + x);
+                return y < height && x < width && there.is_some_and(|&value| value >= 0.999 * largest);
+            }
+            before -= slices;
+        }
+        false
     }
+}
+
+/// The weights of all slices, view after view, as [`GoldenCase::slice_weights`] has them.
+pub fn golden_weights(output: &Output) -> Vec<f32> {
+    output.views.iter().flat_map(|view| view.slice_weights.iter().copied()).collect()
+}
+
+/// Slice, row and column of the heat map's largest value, as [`GoldenCase::heatmap_peak`] has them; `grids` are the views'.
+pub fn golden_peak(output: &Output, grids: &[[usize; 2]]) -> [usize; 3] {
+    let (mut peak, mut most, mut before) = ([0; 3], f32::NEG_INFINITY, 0);
+    for (view, [height, width]) in output.views.iter().zip(grids) {
+        for (at, &value) in view.heatmap.iter().enumerate() {
+            if value > most {
+                (peak, most) = ([before + at / (height * width), at / width % height, at % width], value);
+            }
+        }
+        before += view.slice_weights.len();
+    }
+    peak
 }
 
 fn golden_volume(case: &GoldenCase, voxels: Option<&Tensor>) -> Result<Volume, String> {
@@ -86,4 +121,30 @@ fn difference(found: &[f32], expected: &[f32]) -> f32 {
     let far = |(a, b): (&f32, &f32)| (a - b).abs();
     // `f32::max` would pass over a NaN.
     found.iter().zip(expected).map(far).fold(0.0, |most, d| if d.is_nan() || d > most { d } else { most })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::ViewOutput;
+
+    #[test]
+    fn the_peak_counts_slices_through_the_views() {
+        let view = |slices: usize, [h, w]: [usize; 2]| ViewOutput {
+            slice_weights: vec![0.5; slices],
+            heatmap: vec![0.0; slices * h * w],
+            embeddings: Vec::new(),
+        };
+        let grids = [[3, 4], [2, 5]];
+        let mut output = Output {
+            logits: Vec::new(),
+            view_weights: vec![0.5; 2],
+            views: grids.map(|g| view(2, g)).into(),
+        };
+        output.views[0].heatmap[12 + 2 * 4 + 3] = 1.0;
+        assert_eq!(golden_peak(&output, &grids), [1, 2, 3]);
+        output.views[1].heatmap[5 + 4] = 2.0;
+        assert_eq!(golden_peak(&output, &grids), [2, 1, 4]);
+        assert_eq!(golden_weights(&output).len(), 4);
+    }
 }

@@ -92,7 +92,7 @@ pub(super) fn read(path: &Path) -> Result<(Plugin, String), PluginError> {
 /// What ties manifest and content together.
 fn check(plugin: &Plugin) -> Result<(), String> {
     let manifest = &plugin.manifest;
-    let content = content_sha256(&plugin.content, &manifest.lora, &manifest.recipe);
+    let content = content_sha256(&plugin.content, manifest);
     if content != manifest.content_sha256 {
         return Err(format!(
             "the content has SHA-256 {content}, the manifest names {}",

@@ -5,14 +5,42 @@ use firmware_config::{AttentionLora, LoraSpec};
 use super::PluginError;
 use crate::backbone::{Arch, Backbone, Tensor, Tensors};
 
-/// Names and shapes of a plugin's content on a backbone of this shape, sorted by name.
-pub fn expected_content(arch: &Arch, lora: &LoraSpec, labels: usize) -> Vec<(String, Vec<usize>)> {
-    let (d, r, p) = (arch.dim, lora.rank, arch.patch);
+/// What the names of a view's tensors begin with, in a plugin of several views.
+fn prefix(view: &str) -> String {
+    format!("views.{view}.")
+}
+
+/// Names and shapes of a plugin's content on a backbone of this shape, sorted by name; `views` are the names of a task's views,
+/// if it has any.
+pub fn expected_content(
+    arch: &Arch,
+    lora: &LoraSpec,
+    labels: usize,
+    views: &[&str],
+) -> Vec<(String, Vec<usize>)> {
+    let d = arch.dim;
     let mut all = vec![
-        ("query".into(), vec![d]),
+        ("query".to_owned(), vec![d]),
         ("head.weight".into(), vec![labels, d]),
         ("head.bias".into(), vec![labels]),
     ];
+    let factors = factors(arch, lora);
+    if views.is_empty() {
+        all.extend(factors);
+    } else {
+        for view in views {
+            let of_view = factors.iter().cloned().chain([("query".to_owned(), vec![d])]);
+            all.extend(of_view.map(|(name, shape)| (prefix(view) + &name, shape)));
+        }
+    }
+    all.sort();
+    all
+}
+
+/// Names and shapes of one view's factors.
+fn factors(arch: &Arch, lora: &LoraSpec) -> Vec<(String, Vec<usize>)> {
+    let (d, r, p) = (arch.dim, lora.rank, arch.patch);
+    let mut all = Vec::new();
     if arch.adapts_patches() {
         all.push(("lora.patch.A".into(), vec![r, 3, p, p]));
         all.push(("lora.patch.B".into(), vec![d, r]));
@@ -27,17 +55,26 @@ pub fn expected_content(arch: &Arch, lora: &LoraSpec, labels: usize) -> Vec<(Str
             all.push((format!("lora.blocks.{n}.{name}.B"), vec![parts * width, r]));
         }
     }
-    all.sort();
     all
 }
 
-/// Merges the factors of `content` into the backbone's weights, after checking every name and shape.
+/// The content of one view of several, as that of a plugin of that view alone.
+pub fn view_content(content: &Tensors, view: &str) -> Tensors {
+    let prefix = prefix(view);
+    let own = content
+        .iter()
+        .filter_map(|(name, tensor)| Some((name.strip_prefix(&prefix)?.to_owned(), tensor.clone())));
+    let head = content.iter().filter(|(name, _)| name.starts_with("head."));
+    own.chain(head.map(|(name, tensor)| (name.clone(), tensor.clone()))).collect()
+}
+
+/// Merges the factors of `content`, of one view, into the backbone's weights, after checking every name and shape.
 ///
 /// Plain f32 in a fixed order (sum over the rank in order, then scale, then add), so that every machine gets the
 /// same bits; rustc neither contracts to fused multiply-add nor reorders sums.
 pub fn merge(backbone: &mut Backbone, content: &Tensors, lora: &LoraSpec) -> Result<(), PluginError> {
     let labels = content.get("head.weight").and_then(|t| t.shape.first().copied()).unwrap_or(0);
-    check(&backbone.arch, content, lora, labels)?;
+    check(&backbone.arch, content, lora, labels, &[])?;
     let scale = lora.scale();
     let mut adapt = |weight: &str, factors: &str, rows: std::ops::Range<usize>| {
         let (a, b) = (&content[&format!("lora.{factors}.A")], &content[&format!("lora.{factors}.B")]);
@@ -61,8 +98,15 @@ pub fn merge(backbone: &mut Backbone, content: &Tensors, lora: &LoraSpec) -> Res
     Ok(())
 }
 
-fn check(arch: &Arch, content: &Tensors, lora: &LoraSpec, labels: usize) -> Result<(), PluginError> {
-    let expected = expected_content(arch, lora, labels.max(1));
+/// Checks that `content` is what [`expected_content`] lists.
+pub(super) fn check(
+    arch: &Arch,
+    content: &Tensors,
+    lora: &LoraSpec,
+    labels: usize,
+    views: &[&str],
+) -> Result<(), PluginError> {
+    let expected = expected_content(arch, lora, labels.max(1), views);
     for (name, shape) in &expected {
         let found = content.get(name).map(|t| &t.shape);
         if found != Some(shape) {

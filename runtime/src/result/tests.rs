@@ -40,6 +40,7 @@ pub(crate) fn sample() -> TaskResult {
             instances: 2,
             digest: hash("f"),
             completion: Completion::Given,
+            views: BTreeMap::new(),
         },
         labels: vec![
             LabelResult {
@@ -57,14 +58,16 @@ pub(crate) fn sample() -> TaskResult {
                 positive: None,
             },
         ],
+        view_weights: BTreeMap::new(),
         key_slices: vec![
             KeySlice {
+                view: None,
                 index: 1,
                 sop_instance_uid: Some("1.2.3.4.5".into()),
                 frame_number: Some(7),
                 weight: 0.75,
             },
-            KeySlice { index: 0, sop_instance_uid: None, frame_number: None, weight: 0.25 },
+            KeySlice { view: None, index: 0, sop_instance_uid: None, frame_number: None, weight: 0.25 },
         ],
         timings_ms: BTreeMap::from([("read".into(), 1.5), ("encode".into(), 20.0)]),
         provenance,
@@ -128,4 +131,10 @@ fn uids_can_be_taken_out() {
     assert_eq!(bare.result_id, sample().result_id);
     assert_eq!(bare.warnings.len(), 2);
     assert_eq!(bare.without_uids(), bare, "and only once is it told");
+
+    let mut study = sample();
+    let view = ViewInput { series_uid: Some("1.2.3.4.9".into()), instances: 1, digest: "0".repeat(64) };
+    study.input.views = [("axial".into(), view)].into();
+    assert!(study.to_json().contains(r#""views":{"axial":{"series_uid":"1.2.3.4.9","instances":1,"#));
+    assert!(!study.without_uids().to_json().contains("1.2.3.4"));
 }

@@ -48,7 +48,9 @@ impl TaskResult {
             UidForm::Hashed(key) => {
                 let mut out = self.clone();
                 let slices = out.key_slices.iter_mut().map(|slice| &mut slice.sop_instance_uid);
-                let all = slices.chain([&mut out.input.study_uid, &mut out.input.series_uid]);
+                let views = out.input.views.values_mut().map(|view| &mut view.series_uid);
+                let own = [&mut out.input.study_uid, &mut out.input.series_uid];
+                let all = slices.chain(views).chain(own);
                 all.flatten().for_each(|uid| *uid = key.hash(uid));
                 Cow::Owned(out)
             }

@@ -334,7 +334,7 @@ fn encode(item: &Item, encoders: &mut BTreeMap<String, Encoder>) -> Result<Ready
             let plugin = &task.plugin_sha256;
             let encoded = match encoders.get_mut(plugin) {
                 Some(encoder) => task.encode(encoder, &slice),
-                None => task.engine.encoder(1).map_err(Error::from).and_then(|encoder| {
+                None => task.engine.encoder(0, 1).map_err(Error::from).and_then(|encoder| {
                     task.encode(encoders.entry(plugin.clone()).or_insert(encoder), &slice)
                 }),
             };

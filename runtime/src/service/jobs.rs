@@ -237,7 +237,7 @@ impl Series<'_> {
     fn classify(&mut self, task: &Arc<LoadedTask>, context: &Context) -> Result<TaskResult, Refused> {
         let single = self.headers.iter().all(|header| header.is_image && header.number_of_frames == 1);
         if single
-            && task.plugin.manifest.recipe.streamable()
+            && task.plugin.manifest.is_streamable()
             && let Some(result) = self.by_slices(task, context)?
         {
             return Ok(result);
@@ -291,7 +291,7 @@ impl Series<'_> {
             warnings: &arrangement.warnings(odd),
             slices: names.collect(),
         };
-        let mut result = task.conclude(&scan, &parts, context)?.result;
+        let mut result = task.conclude(scan, &parts, context)?.result;
         result.timings_ms.insert("encode".into(), milliseconds(encoded));
         Ok(Some(result))
     }
@@ -306,10 +306,10 @@ impl Series<'_> {
         let read = start.elapsed();
         let volume = self.volume.insert(volume);
         let start = Instant::now();
-        let prepared = task.prepare(volume)?;
+        let prepared = task.prepare(0, volume)?;
         let prepare = start.elapsed();
         let start = Instant::now();
-        let mut result = task.classify(&prepared, context, &|_, _| {})?.result;
+        let mut result = task.classify(&[Some(&prepared)], context, &|| {})?.result;
         for (name, time) in [("read", read), ("prepare", prepare), ("encode", start.elapsed())] {
             result.timings_ms.insert(name.into(), milliseconds(time));
         }

@@ -26,7 +26,7 @@ pub(super) fn observe(core: &Core, series_uid: &str) {
         return;
     }
     for task in core.tasks.current() {
-        if !task.plugin.manifest.recipe.streamable() {
+        if !task.plugin.manifest.is_streamable() {
             continue;
         }
         let done = core.early.done(series_uid, &task);
@@ -93,7 +93,7 @@ fn message(core: &Core, task: &LoadedTask, done: &[Done]) -> Result<Option<Messa
     let Some(parts) = parts else { return Ok(None) };
     let mut context = core.context(Completion::Arriving);
     context.kind = Kind::Preliminary;
-    Ok(Some(core.message(&task.conclude(&scan, &parts, &context)?.result)))
+    Ok(Some(core.message(&task.conclude(scan, &parts, &context)?.result)))
 }
 
 /// Where a slice lies along the patient axis across its plane, in mm in RAS.

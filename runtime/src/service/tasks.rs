@@ -147,7 +147,7 @@ impl Tasks {
         let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
         let may = |task: &Arc<LoadedTask>| {
             let manifest = &task.plugin.manifest;
-            manifest.recipe.streamable()
+            manifest.is_streamable()
                 && may_accept(manifest.accepts.as_ref(), rules.get(&manifest.task.name), image)
         };
         self.current().into_iter().filter(may).collect()

@@ -24,10 +24,9 @@ impl Folds {
         let mut group = |row: usize| {
             let sample = &table.samples[row];
             // Without a patient, rows of one scan are one; the same file by another way, as through a link, is the same scan.
-            let key = sample
-                .patient
-                .clone()
-                .ok_or_else(|| std::fs::canonicalize(&sample.image).unwrap_or_else(|_| sample.image.clone()));
+            let key = sample.patient.clone().ok_or_else(|| {
+                std::fs::canonicalize(sample.image()).unwrap_or_else(|_| sample.image().to_owned())
+            });
             let next = numbers.len();
             *numbers.entry(key).or_insert(next)
         };

@@ -71,7 +71,7 @@ fn table(rows: &[(&str, Split)]) -> Table {
         id: format!("s{i}"),
         patient: (!patient.is_empty()).then(|| patient.into()),
         split,
-        image: format!("{i}.nii").into(),
+        images: vec![Some(format!("{i}.nii").into())],
         mask: None,
         targets: vec![if i % 2 == 0 { P } else { N }],
         row: i as u64 + 2,
@@ -124,7 +124,7 @@ fn test_rows_are_left_alone_and_without_them_another_fold_chooses() {
     assert!(told(2).contains("expected at least 3"), "{}", told(2));
     assert!(told(6).contains("5 patients, expected at least one for each of 6 folds"), "{}", told(6));
     // Two rows of one scan are one.
-    rows.samples[5].image = rows.samples[4].image.clone();
+    rows.samples[5].images = rows.samples[4].images.clone();
     assert!(!apart(&rows));
 }
 

@@ -2,18 +2,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use firmware_config::Recipe;
-
-use super::{Slices, Stored, Table};
+use super::{Slices, Stored, Study, Table};
 use crate::Error;
+use crate::task::Task;
 
 /// Prepared slices of a table's scans: kept in memory as long as they fit, the rest read from a folder where there is one, or
 /// prepared anew each time.
 pub struct Cache<'a> {
     table: &'a Table,
-    recipe: &'a Recipe,
+    task: &'a Task,
     limit: usize,
-    stored: Option<Stored>,
+    /// One a view.
+    stored: Vec<Stored>,
     skips: bool,
     kept: Mutex<Kept>,
     skipped: Mutex<BTreeMap<usize, String>>,
@@ -22,7 +22,7 @@ pub struct Cache<'a> {
 #[derive(Default)]
 struct Kept {
     bytes: usize,
-    slices: HashMap<usize, Arc<Slices>>,
+    slices: HashMap<usize, Arc<Study>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -31,14 +31,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl<'a> Cache<'a> {
     /// An empty cache of at most `limit` bytes.
-    pub fn new(table: &'a Table, recipe: &'a Recipe, limit: usize) -> Self {
+    pub fn new(table: &'a Table, task: &'a Task, limit: usize) -> Self {
         let (kept, skipped) = (Mutex::default(), Mutex::default());
-        Self { table, recipe, limit, stored: None, skips: false, kept, skipped }
+        Self { table, task, limit, stored: Vec::new(), skips: false, kept, skipped }
     }
 
     /// Also keeps slices in a folder; see [`Stored`].
     pub fn stored_in(self, folder: Option<&Path>) -> Result<Self, Error> {
-        let stored = folder.map(|folder| Stored::open(folder, self.recipe)).transpose()?;
+        let open = |folder: &Path| {
+            self.task.inputs().into_iter().map(|(_, recipe)| Stored::open(folder, recipe)).collect()
+        };
+        let stored = folder.map_or(Ok(Vec::new()), open)?;
         Ok(Self { stored, ..self })
     }
 
@@ -49,7 +52,7 @@ impl<'a> Cache<'a> {
     }
 
     /// The slices of the table's sample `index`; `None` where it is skipped.
-    pub fn get(&self, index: usize) -> Result<Option<Arc<Slices>>, Error> {
+    pub fn get(&self, index: usize) -> Result<Option<Arc<Study>>, Error> {
         if let Some(slices) = lock(&self.kept).slices.get(&index) {
             return Ok(Some(Arc::clone(slices)));
         }
@@ -75,13 +78,19 @@ impl<'a> Cache<'a> {
         Ok(Some(slices))
     }
 
-    fn load(&self, index: usize) -> Result<Slices, Error> {
+    fn load(&self, index: usize) -> Result<Study, Error> {
         let sample = &self.table.samples[index];
-        let load = || Slices::load(self.table, sample, self.recipe);
-        match &self.stored {
-            Some(stored) => stored.get([Some(&sample.image), sample.mask.as_deref()], load),
-            None => load(),
+        if self.stored.is_empty() {
+            return Study::load(self.table, sample, self.task);
         }
+        let recipes = self.task.inputs();
+        let views =
+            sample.images.iter().zip(&self.stored).zip(recipes).map(|((image, stored), (_, recipe))| {
+                let Some(image) = image else { return Ok::<_, Error>(None) };
+                let load = || Slices::load(self.table, sample, image, recipe);
+                Ok(Some(stored.get([Some(image), sample.mask.as_deref()], load)?.into()))
+            });
+        Ok(Study { views: views.collect::<Result<_, _>>()? })
     }
 
     /// The samples skipped so far, with the reason.

@@ -34,10 +34,12 @@ pub(super) fn check(table: &Path, samples: &[Sample]) -> Result<(), Error> {
             );
         }
         // The same file by another way, as through a link, is the same scan.
-        let file = std::fs::canonicalize(&sample.image).unwrap_or_else(|_| sample.image.clone());
-        if let Some(first) = in_another_split(&mut images, file, sample) {
-            let image = format!("image {}", sample.image.display());
-            return elsewhere(image, first, "a scan belongs into one split only");
+        for image in sample.images.iter().flatten() {
+            let file = std::fs::canonicalize(image).unwrap_or_else(|_| image.clone());
+            if let Some(first) = in_another_split(&mut images, file, sample) {
+                let image = format!("image {}", image.display());
+                return elsewhere(image, first, "a scan belongs into one split only");
+            }
         }
     }
     Ok(())

@@ -107,7 +107,7 @@ mod tests {
             id: i.to_string(),
             patient: None,
             split: Split::Train,
-            image: "scan.nii".into(),
+            images: vec![Some("scan.nii".into())],
             mask: None,
             targets: targets.to_vec(),
             row: i as u64 + 2,

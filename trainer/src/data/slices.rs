@@ -1,4 +1,5 @@
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use firmware_config::Recipe;
 use runtime::recipe::Prepared;
@@ -6,6 +7,7 @@ use runtime::volume::{ReadOptions, Volume, read};
 
 use super::table::{Sample, Table};
 use crate::Error;
+use crate::task::Task;
 
 /// What the network sees of one volume.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,10 +22,49 @@ pub struct Slices {
     pub mask: Option<Vec<u8>>,
 }
 
+/// What the network sees of one sample: the slices of each of the task's views, or of its only one; `None` for a view that the
+/// sample has not.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Study {
+    /// In the order of [`Task::inputs`].
+    pub views: Vec<Option<Arc<Slices>>>,
+}
+
+impl Study {
+    /// Reads a sample's scans and prepares all their slices.
+    pub fn load(table: &Table, sample: &Sample, task: &Task) -> Result<Self, Error> {
+        let load = |(image, (_, recipe)): (&Option<PathBuf>, (_, &Recipe))| {
+            image.as_ref().map(|image| Slices::load(table, sample, image, recipe).map(Arc::new)).transpose()
+        };
+        let views = sample.images.iter().zip(task.inputs()).map(load);
+        Ok(Self { views: views.collect::<Result<_, _>>()? })
+    }
+
+    /// Of a task without views.
+    pub fn of(slices: Slices) -> Self {
+        Self { views: vec![Some(slices.into())] }
+    }
+
+    /// Number of slices of all views.
+    pub fn count(&self) -> usize {
+        self.views.iter().flatten().map(|slices| slices.count).sum()
+    }
+
+    /// The mask; only a task without views has one.
+    pub fn mask(&self) -> Option<&[u8]> {
+        self.views.first()?.as_ref()?.mask.as_deref()
+    }
+
+    /// Memory that the slices take.
+    pub fn bytes(&self) -> usize {
+        self.views.iter().flatten().map(|slices| slices.bytes()).sum()
+    }
+}
+
 impl Slices {
-    /// Reads a sample's scan and prepares all its slices; its mask too, where it has one.
-    pub fn load(table: &Table, sample: &Sample, recipe: &Recipe) -> Result<Self, Error> {
-        let volume = single(table, sample, &sample.image, "image")?;
+    /// Reads one of a sample's scans and prepares all its slices; its mask too, where it has one.
+    pub fn load(table: &Table, sample: &Sample, image: &Path, recipe: &Recipe) -> Result<Self, Error> {
+        let volume = single(table, sample, image, "image")?;
         let prepared = Prepared::new(&volume, recipe).map_err(|e| unusable(table, sample, e.into()))?;
         let mut slices = Self::of(&prepared);
         if let Some(path) = &sample.mask {
@@ -78,7 +119,6 @@ mod tests {
     use runtime::volume::{Geometry, write_nifti};
 
     use super::*;
-    use crate::loss::Loss;
 
     #[test]
     fn a_mask_is_prepared_as_its_image_is() {
@@ -96,12 +136,15 @@ mod tests {
         write("other.nii", [3, 4, 1], |_| 1.0);
         let rows = "1,train,a.nii,m.nii,1\n2,train,a.nii,,0\n3,train,a.nii,other.nii,1\n";
         std::fs::write(path("data.csv"), format!("id,split,image,mask,x\n{rows}")).unwrap();
-        let mut table = Table::read(&path("data.csv"), &["x".into()], Loss::Bce, false).unwrap();
-        let recipe: Recipe = toml::from_str(
-            "plane = 'axial'\nsize = [4, 3]\nnormalize = 'none'\nintensity = { kind = 'window', windows = [[0, 800]] }",
+        let task: Task = toml::from_str(
+            "name = 't'\nversion = '1.0.0'\nlabels = ['x']\n[recipe]\nplane = 'axial'\nsize = [4, 3]\n\
+             normalize = 'none'\nintensity = { kind = 'window', windows = [[0, 800]] }",
         )
         .unwrap();
-        let load = |table: &Table, i: usize| Slices::load(table, &table.samples[i], &recipe);
+        let mut table = Table::read(&path("data.csv"), &task, false).unwrap();
+        let load = |table: &Table, i: usize| {
+            Study::load(table, &table.samples[i], &task).map(|mut study| study.views.remove(0).unwrap())
+        };
         let slices = load(&table, 0).unwrap();
         let first = slices.values.chunks_exact(12).step_by(3).flatten();
         let expected: Vec<u8> = first.map(|&x| u8::from(x > 0.5)).collect();

@@ -1,11 +1,13 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use firmware_config::MissingViews;
 use serde::{Deserialize, Serialize};
 
 use super::leak;
 use crate::Error;
 use crate::loss::Loss;
+use crate::task::Task;
 
 /// What a sample is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -39,8 +41,9 @@ pub struct Sample {
     pub patient: Option<String>,
     /// What it is used for.
     pub split: Split,
-    /// NIfTI file, DICOM file or folder of one series; relative paths are taken from the table's folder.
-    pub image: PathBuf,
+    /// For each of the task's views, in their order, or for its only one: NIfTI file, DICOM file or folder of one series;
+    /// relative paths are taken from the table's folder. At least one is there.
+    pub images: Vec<Option<PathBuf>>,
     /// Where the finding is: voxels above 0.5 of a file on the image's voxels.
     pub mask: Option<PathBuf>,
     /// One a label of the task, `None` where not known.
@@ -49,8 +52,15 @@ pub struct Sample {
     pub row: u64,
 }
 
-/// `data.csv`: a header row; `id`, `split`, `image`, optionally `patient` and `mask`, and a column a label (0, 1 or empty). Other
-/// columns are ignored.
+impl Sample {
+    /// The image, or the first of those that are there.
+    pub fn image(&self) -> &Path {
+        self.images.iter().flatten().next().map_or(Path::new(""), PathBuf::as_path)
+    }
+}
+
+/// `data.csv`: a header row; `id`, `split`, `image` or `image:VIEW` for each view, optionally `patient` and, without views, `mask`,
+/// and a column a label (0, 1 or empty). Other columns are ignored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Table {
     /// The file.
@@ -62,9 +72,10 @@ pub struct Table {
 }
 
 impl Table {
-    /// Reads and checks a table for `labels`, including that every image and mask is there. With `lenient` a label's column may be
+    /// Reads and checks the table of a task, including that every image and mask is there. With `lenient` a label's column may be
     /// missing, all its values being unknown then.
-    pub fn read(path: &Path, labels: &[String], loss: Loss, lenient: bool) -> Result<Self, Error> {
+    pub fn read(path: &Path, task: &Task, lenient: bool) -> Result<Self, Error> {
+        let (labels, loss) = (&task.labels, task.loss);
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let whole = |problem: String| Error::Table { path: path.into(), problem };
         let folder = path.parent().unwrap_or(Path::new("."));
@@ -77,8 +88,14 @@ impl Table {
                 whole(format!("it has no column `{name}`; its columns are {found}"))
             })
         };
-        let (id, split, image) = (need("id")?, need("split")?, need("image")?);
-        let (patient, mask) = (column("patient"), column("mask"));
+        let (id, split) = (need("id")?, need("split")?);
+        let image = |(view, _): &(Option<&str>, _)| {
+            let name = view.map_or("image".to_owned(), |view| format!("image:{view}"));
+            Ok((need(&name)?, name))
+        };
+        let images: Vec<(usize, String)> = task.inputs().iter().map(image).collect::<Result<_, Error>>()?;
+        // A mask lies on the one scan of a row.
+        let (patient, mask) = (column("patient"), column("mask").filter(|_| task.views.is_empty()));
         let labels: Vec<(&str, Option<usize>)> = labels
             .iter()
             .map(|label| Ok((label.as_str(), if lenient { column(label) } else { Some(need(label)?) })))
@@ -127,16 +144,32 @@ impl Table {
                 Loss::Ordinal => check_ordered(&labels, &targets).map_err(wrong)?,
                 Loss::Focal { .. } | Loss::Bce => {}
             }
-            let file = folder.join(of(image));
-            if of(image).is_empty() || !file.exists() {
-                return Err(wrong(format!("its image {} does not exist", file.display())));
+            let image = |(column, name): &(usize, String)| {
+                let file = folder.join(of(*column));
+                if !of(*column).is_empty() && file.exists() {
+                    return Ok(Some(file));
+                }
+                if of(*column).is_empty() && !task.views.is_empty() {
+                    return Ok(None);
+                }
+                let what = name.replace("image:", "image of the view ");
+                Err(wrong(format!("its {what} {} does not exist", file.display())))
+            };
+            let images = images.iter().map(image).collect::<Result<Vec<_>, Error>>()?;
+            let missing = images.iter().filter(|image| image.is_none()).count();
+            if missing == images.len() || (missing > 0 && task.missing_views == MissingViews::Refuse) {
+                let views = task.view_names().join(", ");
+                let all = if missing == images.len() { "at least one" } else { "each" };
+                return Err(wrong(format!(
+                    "it has no image for {missing} of the views {views}; give {all}, or say missing_views = \"pool\""
+                )));
             }
             let patient = patient.map(of).filter(|name| !name.is_empty()).map(str::to_owned);
             let mask = mask.map(of).filter(|name| !name.is_empty()).map(|name| folder.join(name));
             if let Some(mask) = mask.as_ref().filter(|mask| !mask.exists()) {
                 return Err(wrong(format!("its mask {} does not exist", mask.display())));
             }
-            samples.push(Sample { id: of(id).into(), patient, split, image: file, mask, targets, row });
+            samples.push(Sample { id: of(id).into(), patient, split, images, mask, targets, row });
         }
         if samples.is_empty() {
             return Err(whole("it has no rows".into()));
@@ -218,14 +251,56 @@ fn check_ordered(labels: &[(&str, Option<usize>)], targets: &[Option<bool>]) -> 
 mod tests {
     use super::*;
 
+    fn task(loss: Loss, views: &str) -> Task {
+        let toml = "name = 't'\nversion = '1.0.0'\nlabels = ['x', 'y']\n\
+             recipe = { plane = 'axial', size = [28, 42], intensity = { kind = 'z-score' } }\n";
+        Task { loss, ..toml::from_str(&format!("{toml}{views}")).unwrap() }
+    }
+
     fn read(text: &str, loss: Loss, lenient: bool) -> Result<Table, Error> {
+        read_for(&task(loss, ""), text, lenient)
+    }
+
+    fn read_for(task: &Task, text: &str, lenient: bool) -> Result<Table, Error> {
         let folder = tempfile::tempdir().unwrap();
         for name in ["a.nii", "b.nii"] {
             std::fs::write(folder.path().join(name), "").unwrap();
         }
         let path = folder.path().join("data.csv");
         std::fs::write(&path, text).unwrap();
-        Table::read(&path, &["x".into(), "y".into()], loss, lenient)
+        Table::read(&path, task, lenient)
+    }
+
+    #[test]
+    fn views_have_a_column_each_and_may_be_missing_where_that_is_said() {
+        let views = "[views.axial]\n[views.sag]\n";
+        let refuse = task(Loss::Bce, views);
+        let pool = task(Loss::Bce, &format!("missing_views = 'pool'\n{views}"));
+        let header = "id,split,image:sag,image:axial,x,y\n";
+        let table = read_for(&refuse, &format!("{header}1,train,a.nii,b.nii,0,1\n"), false).unwrap();
+        let names = |sample: &Sample| -> Vec<Option<String>> {
+            let name = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
+            sample.images.iter().map(|image| image.as_ref().map(name)).collect()
+        };
+        assert_eq!(names(&table.samples[0]), [Some("b.nii".to_owned()), Some("a.nii".into())]);
+        let partly = format!("{header}1,train,a.nii,,0,1\n");
+        let error = read_for(&refuse, &partly, false).unwrap_err().to_string();
+        assert!(error.contains("no image for 1 of the views axial, sag; give each"), "{error}");
+        assert_eq!(names(&read_for(&pool, &partly, false).unwrap().samples[0]), [None, Some("a.nii".into())]);
+        let error = read_for(&pool, &format!("{header}1,train,,,0,1\n"), false).unwrap_err().to_string();
+        assert!(error.contains("give at least one"), "{error}");
+        let error =
+            read_for(&pool, &format!("{header}1,train,c.nii,a.nii,0,1\n"), false).unwrap_err().to_string();
+        assert!(
+            error.contains("its image of the view sag") && error.contains("c.nii does not exist"),
+            "{error}"
+        );
+        let error =
+            read_for(&pool, "id,split,image,x,y\n1,train,a.nii,0,1\n", false).unwrap_err().to_string();
+        assert!(error.contains("no column `image:axial`"), "{error}");
+        // A scan of another split is told, whichever view it is.
+        let leak = format!("{header}1,train,a.nii,,0,1\n2,test,,a.nii,0,1\n");
+        assert!(read_for(&pool, &leak, false).unwrap_err().to_string().contains("in split train too"));
     }
 
     #[test]
@@ -235,7 +310,7 @@ mod tests {
         assert_eq!(table.samples[0].targets, [None, Some(true)]);
         assert_eq!(table.samples[1].targets, [Some(true), Some(false)]);
         assert_eq!(table.samples[1].split, Split::Test);
-        assert!(table.samples[1].image.ends_with("b.nii"));
+        assert!(table.samples[1].image().ends_with("b.nii"));
         assert_eq!((table.split(Split::Train), table.split(Split::Val)), (vec![0], vec![]));
     }
 
@@ -301,7 +376,7 @@ mod tests {
         std::os::unix::fs::symlink("a.nii", folder.path().join("copy.nii")).unwrap();
         let path = folder.path().join("data.csv");
         std::fs::write(&path, "id,split,image\n1,train,a.nii\n2,val,copy.nii\n").unwrap();
-        let error = Table::read(&path, &["x".into()], Loss::Bce, true).unwrap_err().to_string();
+        let error = Table::read(&path, &task(Loss::Bce, ""), true).unwrap_err().to_string();
         assert!(error.contains("copy.nii is in split val and, by row 2, in split train too"), "{error}");
     }
 

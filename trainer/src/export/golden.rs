@@ -1,12 +1,13 @@
-use firmware_config::{GoldenCase, Intensity, Tolerance};
+use firmware_config::{GoldenCase, Intensity, Recipe, Tolerance};
 use runtime::backbone::Tensor;
 use runtime::engine::Engine;
+use runtime::infer::{golden_peak, golden_weights};
 use runtime::recipe::Prepared;
 use runtime::volume::{Geometry, Volume};
 
 use super::parity::{Parity, both};
 use crate::Error;
-use crate::data::Slices;
+use crate::data::{Slices, Study};
 use crate::model::Network;
 use crate::random::{Purpose, generator, unit};
 use crate::task::Task;
@@ -41,27 +42,25 @@ pub(super) fn cases(
             let [x, y, z] = SPACING_MM;
             let geometry = Geometry::from_columns([[x, 0.0, 0.0], [0.0, y, 0.0], [0.0, 0.0, z]], [0.0; 3]);
             let volume = Volume::from_parts(DIMS, voxels.clone(), geometry);
-            let prepared = Prepared::new(&volume, &task.recipe).map_err(runtime::Error::from)?;
-            let slices = Slices::of(&prepared);
-            let (expected, found) = both(&slices, task, network, engine)?;
+            let view = |(_, recipe): (_, &Recipe)| {
+                let prepared = Prepared::new(&volume, recipe).map_err(runtime::Error::from)?;
+                Ok(Some(Slices::of(&prepared).into()))
+            };
+            let views = task.inputs().into_iter().map(view).collect::<Result<_, Error>>()?;
+            let (expected, found) = both(&Study { views }, task, network, engine)?;
             parity.add(&expected, &found);
+            let grids: Vec<_> = engine.views().iter().map(|view| view.grid).collect();
             let case = GoldenCase {
                 name: format!("blobs-{}", index + 1),
                 spacing_mm: SPACING_MM,
-                heatmap_peak: peak(&found.heatmap, engine.grid()),
+                heatmap_peak: golden_peak(&found, &grids),
+                slice_weights: golden_weights(&found),
                 logits: found.logits,
-                slice_weights: found.slice_weights,
                 tolerance: Tolerance::default(),
             };
             Ok(Golden { case, voxels: Tensor::new([nz, ny, nx], voxels) })
         })
         .collect()
-}
-
-/// Slice, row and column of the largest value of `[S, gh, gw]`.
-fn peak(heat: &[f32], [gh, gw]: [usize; 2]) -> [usize; 3] {
-    let at = (0..heat.len()).max_by(|&a, &b| heat[a].total_cmp(&heat[b])).unwrap_or(0);
-    [at / (gh * gw), at / gw % gh, at % gw]
 }
 
 /// A few smooth blobs with noise on a dark ground: whole numbers within the recipe's windows, or 0 to 1000.
@@ -108,12 +107,5 @@ mod tests {
         assert!(spread > 300.0, "{spread}");
         assert_ne!(voxels, blobs(&windows, 1));
         assert_eq!(voxels, blobs(&windows, 0));
-    }
-
-    #[test]
-    fn the_peak_is_slice_row_column() {
-        let mut heat = vec![0.0; 2 * 3 * 4];
-        heat[12 + 2 * 4 + 3] = 1.0;
-        assert_eq!(peak(&heat, [3, 4]), [1, 2, 3]);
     }
 }

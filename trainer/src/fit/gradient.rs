@@ -2,16 +2,16 @@ use std::sync::Arc;
 
 use tch::{Device, TchError, Tensor};
 
-use crate::data::Slices;
+use crate::data::{Slices, Study};
 use crate::loss::{Loss, pixel};
 use crate::model::{Encoding, Network, Parameters};
 use crate::workers::Workers;
 
-/// One training volume.
+/// One training sample.
 #[derive(Debug, Clone)]
 pub struct Item {
     /// What the network sees.
-    pub slices: Arc<Slices>,
+    pub study: Arc<Study>,
     /// One a label.
     pub targets: Vec<Option<bool>>,
 }
@@ -34,7 +34,7 @@ pub struct Plan {
 impl Plan {
     /// The item's mask, where it counts.
     fn mask<'a>(&self, item: &'a Item) -> Option<&'a [u8]> {
-        self.pixel.and(item.slices.mask.as_deref())
+        self.pixel.and(item.study.mask())
     }
 }
 
@@ -71,10 +71,10 @@ pub fn gradients(
     let masks = items.iter().filter(|item| plan.mask(item).is_some()).count();
     let share =
         Share { label: 1.0 / terms.max(1) as f64, mask: plan.pixel.unwrap_or(0.0) / masks.max(1) as f64 };
-    let slices: usize = items.iter().map(|item| item.slices.count).sum();
+    let slices: usize = items.iter().map(|item| item.study.count()).sum();
     let groups = groups(items, chunk.min(slices.div_ceil(workers.count())));
     let parts = workers.map(parameters, groups, move |network, group| match group.as_slice() {
-        [item] if item.slices.count > chunk => long(network, item, plan, share),
+        [item] if item.study.count() > chunk => long(network, item, plan, share),
         items => together(network, items, plan, share),
     })?;
     // Added in the order of the groups, whichever was done first.
@@ -98,22 +98,24 @@ struct Share {
     mask: f64,
 }
 
-/// Losses of one volume: the sum over its labels and, with a mask, that of its voxels.
+/// Losses of one sample: the sum over its labels and, with a mask, that of its voxels. `embeddings` has an entry a view, `patches`
+/// are those of the only one.
 fn losses(
     network: &Network,
     item: &Item,
     plan: &Plan,
-    embeddings: &Tensor,
+    embeddings: &[Option<Tensor>],
     patches: Option<&Tensor>,
 ) -> Result<(Tensor, Option<Tensor>), TchError> {
     let logits = network.pool(embeddings)?.logits;
     let labels = plan.loss.smoothed_sum(&logits, &item.targets, plan.smoothing)?;
     let (Some(mask), Some(patches)) = (plan.mask(item), patches) else { return Ok((labels, None)) };
-    let size = item.slices.size;
+    let Some(slices) = item.study.views.iter().flatten().next() else { return Ok((labels, None)) };
+    let size = slices.size;
     let grid = network.encoder.arch().grid(size);
     let grid =
         grid.ok_or_else(|| TchError::Convert(format!("slices of {size:?} do not divide into patches")))?;
-    let shape = [item.slices.count, size[0], size[1]].map(|n| n as i64);
+    let shape = [slices.count, size[0], size[1]].map(|n| n as i64);
     let mask = Tensor::f_from_slice(mask)?.f_view_(shape)?.f_to_device(patches.device())?;
     Ok((labels, Some(pixel(&network.parameters.decode(patches, grid)?, &mask)?)))
 }
@@ -137,7 +139,7 @@ fn total(parts: Vec<(Tensor, Option<Tensor>)>, share: Share) -> Result<(Tensor, 
 fn groups(items: Vec<Item>, limit: usize) -> Vec<Vec<Item>> {
     let (mut groups, mut slices) = (Vec::<Vec<Item>>::new(), 0);
     for item in items {
-        let count = item.slices.count;
+        let count = item.study.count();
         match groups.last_mut() {
             Some(group) if slices + count <= limit => {
                 slices += count;
@@ -159,69 +161,106 @@ fn together(
     share: Share,
 ) -> Result<([f64; 2], Tensor), TchError> {
     let device = network.encoder.device();
-    let slices = items
-        .iter()
-        .map(|item| item.slices.tensor(0, item.slices.count, device))
-        .collect::<Result<Vec<_>, _>>()?;
     let masked = items.iter().any(|item| plan.mask(item).is_some());
-    let Encoding { cls, patch, .. } = network.encode(&Tensor::f_cat(&slices, 0)?, masked)?;
-    let mut start = 0;
-    let mut parts = Vec::new();
-    for item in items {
-        let count = item.slices.count as i64;
-        let patches = patch.as_ref().map(|patch| patch.f_narrow(0, start, count)).transpose()?;
-        parts.push(losses(network, item, &plan, &cls.f_narrow(0, start, count)?, patches.as_ref())?);
-        start += count;
+    let inputs = network.parameters.inputs();
+    let mut embeddings: Vec<Vec<Option<Tensor>>> = items.iter().map(|_| Vec::with_capacity(inputs)).collect();
+    let mut patches: Vec<Option<Tensor>> = items.iter().map(|_| None).collect();
+    for view in 0..inputs {
+        let there = || items.iter().map(|item| item.study.views[view].as_ref());
+        let slices = there().flatten().map(|slices| slices.tensor(0, slices.count, device));
+        let slices = slices.collect::<Result<Vec<_>, _>>()?;
+        let encoded = if slices.is_empty() {
+            None
+        } else {
+            Some(network.encode(view, &Tensor::f_cat(&slices, 0)?, masked)?)
+        };
+        let mut start = 0;
+        for (item, slices) in there().enumerate() {
+            let count = slices.map_or(0, |slices| slices.count as i64);
+            let rows = |all: &Tensor| all.f_narrow(0, start, count);
+            let encoded = encoded.as_ref().filter(|_| slices.is_some());
+            embeddings[item].push(encoded.map(|encoded| rows(&encoded.cls)).transpose()?);
+            patches[item] = encoded.and_then(|encoded| encoded.patch.as_ref()).map(rows).transpose()?;
+            start += count;
+        }
     }
+    let all = items.iter().zip(&embeddings).zip(&patches);
+    let parts = all
+        .map(|((item, embeddings), patches)| losses(network, item, &plan, embeddings, patches.as_ref()))
+        .collect::<Result<Vec<_>, _>>()?;
     let (total, values) = total(parts, share)?;
     let (gradients, _) = network.parameters.gradients(&total.f_mul_scalar(plan.scale)?, &[])?;
     Ok((values, gradients))
 }
 
-/// A volume of several chunks: the embeddings of all of them first, of the last one with its activations, which serve for its
+/// Some slices of one view, encoded together.
+#[derive(Clone, Copy)]
+struct Chunk {
+    view: usize,
+    start: usize,
+    count: usize,
+}
+
+/// The slices of all views in parts of at most `most`.
+fn parts(study: &Study, most: usize) -> Vec<Chunk> {
+    let of_view = |(view, slices): (usize, &Option<Arc<Slices>>)| {
+        let all = slices.as_ref().map_or(0, |slices| slices.count);
+        (0..all).step_by(most).map(move |start| Chunk { view, start, count: most.min(all - start) })
+    };
+    study.views.iter().enumerate().flat_map(of_view).collect()
+}
+
+/// A sample of several chunks: the embeddings of all of them first, of the last one with its activations, which serve for its
 /// gradients at once; the others are encoded again.
 fn long(network: &Network, item: &Item, plan: Plan, share: Share) -> Result<([f64; 2], Tensor), TchError> {
-    let (chunk, masked) = (plan.chunk, plan.mask(item).is_some());
+    let masked = plan.mask(item).is_some();
     let device = network.encoder.device();
-    let upload = |start: usize| item.slices.tensor(start, chunk.min(item.slices.count - start), device);
-    let last = (item.slices.count - 1) / chunk * chunk;
+    let upload = |Chunk { view, start, count }: Chunk| {
+        let slices = item.study.views[view].as_ref();
+        slices.ok_or_else(|| TchError::Convert("a view is not there".into()))?.tensor(start, count, device)
+    };
+    let mut chunks = parts(&item.study, plan.chunk);
+    let Some(last) = chunks.pop() else { return Err(TchError::Convert("a sample has no slices".into())) };
     // What is on a GPU stays there for the second time: a hundredth of what activations take, and slow to bring.
     let mut uploaded = Vec::new();
-    let (mut embeddings, mut patches) = (Vec::new(), Vec::new());
-    for start in (0..last).step_by(chunk) {
+    let mut embeddings: Vec<Vec<Tensor>> = item.study.views.iter().map(|_| Vec::new()).collect();
+    let mut patches = Vec::new();
+    for &chunk in &chunks {
         let _guard = tch::no_grad_guard();
-        let slices = upload(start)?;
-        let Encoding { cls, patch, .. } = network.encode(&slices, masked)?;
-        embeddings.push(cls);
+        let slices = upload(chunk)?;
+        let Encoding { cls, patch, .. } = network.encode(chunk.view, &slices, masked)?;
+        embeddings[chunk.view].push(cls);
         patches.extend(patch);
         uploaded.push((device != Device::Cpu).then_some(slices));
     }
-    let open = network.encode(&upload(last)?, masked)?;
-    embeddings.push(open.cls.f_detach()?);
+    let open = network.encode(last.view, &upload(last)?, masked)?;
+    embeddings[last.view].push(open.cls.f_detach()?);
     patches.extend(open.patch.as_ref().map(Tensor::f_detach).transpose()?);
-    // The embeddings and, with a mask, the patch tokens of all slices.
-    let mut held = vec![Tensor::f_cat(&embeddings, 0)?.f_set_requires_grad(true)?];
-    drop(embeddings);
-    if masked {
-        held.push(Tensor::f_cat(&patches, 0)?.f_set_requires_grad(true)?);
-    }
-    drop(patches);
-    let (total, values) = total(vec![losses(network, item, &plan, &held[0], held.get(1))?], share)?;
-    let others: Vec<&Tensor> = held.iter().collect();
+    // The embeddings of all slices, view by view, and with a mask their patch tokens.
+    let held = |rows: Vec<Tensor>| {
+        (!rows.is_empty()).then(|| Tensor::f_cat(&rows, 0)?.f_set_requires_grad(true)).transpose()
+    };
+    let embeddings = embeddings.into_iter().map(held).collect::<Result<Vec<_>, _>>()?;
+    let patches = held(patches)?;
+    let (total, values) = total(vec![losses(network, item, &plan, &embeddings, patches.as_ref())?], share)?;
+    let others: Vec<&Tensor> = embeddings.iter().flatten().chain(&patches).collect();
     let (mut gradients, at_held) = network.parameters.gradients(&total.f_mul_scalar(plan.scale)?, &others)?;
-    let mut backward = |start: usize, part: Encoding| {
-        let count = part.cls.size()[0];
-        let of = |(part, whole): (&Tensor, &Tensor)| {
-            part.f_mul(&whole.f_narrow(0, start as i64, count)?)?.f_sum(None)
+    // Where a view's gradient is among them.
+    let place = |view: usize| embeddings[..view].iter().flatten().count();
+    let mut backward = |chunk: Chunk, part: Encoding| {
+        let of = |part: &Tensor, whole: &Tensor| {
+            part.f_mul(&whole.f_narrow(0, chunk.start as i64, chunk.count as i64)?)?.f_sum(None)
         };
-        let parts = std::iter::once(&part.cls).chain(part.patch.as_ref()).zip(&at_held).map(of);
-        let sum = Tensor::f_stack(&parts.collect::<Result<Vec<_>, _>>()?, 0)?.f_sum(None)?;
-        let (more, _) = network.parameters.gradients(&sum, &[])?;
+        let mut sums = vec![of(&part.cls, &at_held[place(chunk.view)])?];
+        if let (Some(patch), Some(whole)) = (&part.patch, at_held.last()) {
+            sums.push(of(patch, whole)?);
+        }
+        let (more, _) = network.parameters.gradients(&Tensor::f_stack(&sums, 0)?.f_sum(None)?, &[])?;
         gradients.f_add_(&more).map(drop)
     };
     backward(last, open)?;
-    for (start, slices) in (0..last).step_by(chunk).zip(uploaded) {
-        backward(start, network.encode(&slices.map_or_else(|| upload(start), Ok)?, masked)?)?;
+    for (chunk, slices) in chunks.into_iter().zip(uploaded) {
+        backward(chunk, network.encode(chunk.view, &slices.map_or_else(|| upload(chunk), Ok)?, masked)?)?;
     }
     Ok((values, gradients))
 }

@@ -1,5 +1,6 @@
 mod pixel;
 mod reading;
+mod views;
 
 use std::path::Path;
 
@@ -9,10 +10,12 @@ use runtime::volume::{Geometry, write_nifti};
 use tempfile::TempDir;
 
 use super::*;
-use crate::data::Slices;
+use crate::data::{Slices, Study};
 use crate::evaluate::Predictions;
 use crate::export;
-use crate::random::unit;
+use crate::model::Encoder;
+use crate::predict;
+use crate::random::{Purpose, generator, unit};
 use crate::run::Run;
 use crate::task::Lora;
 use crate::tensorboard::scalars_in;
@@ -30,10 +33,19 @@ pub(crate) fn tiny_network(seed: u64) -> Network {
 
 /// The same with several labels.
 pub(crate) fn tiny_network_of(labels: usize, seed: u64) -> Network {
+    tiny(labels, &[], seed)
+}
+
+/// The same with one label and views, for slices of 28 by 42 and of 42 by 28 pixels.
+pub(crate) fn tiny_network_of_views(views: &[&str], seed: u64) -> Network {
+    tiny(1, views, seed)
+}
+
+fn tiny(labels: usize, views: &[&str], seed: u64) -> Network {
     let backbone = Backbone::open(&backbone_path()).unwrap();
     let lora = Lora { rank: 3, alpha: 6.0, attention: AttentionLora::Fused };
     let spec = firmware_config::LoraSpec { rank: lora.rank, alpha: lora.alpha, attention: lora.attention };
-    let parameters = Parameters::init(&backbone.arch, &spec, labels, seed, Device::Cpu).unwrap();
+    let parameters = Parameters::init(&backbone.arch, &spec, labels, views, seed, Device::Cpu).unwrap();
     let _guard = tch::no_grad_guard();
     for (index, (name, tensor)) in parameters.named.iter().enumerate() {
         if name.strip_suffix(".B").is_some() {
@@ -41,7 +53,8 @@ pub(crate) fn tiny_network_of(labels: usize, seed: u64) -> Network {
             tensor.shallow_clone().copy_(&tch::Tensor::from_slice(&random).view(tensor.size().as_slice()));
         }
     }
-    Network { encoder: Encoder::new(&backbone, [28, 42], Device::Cpu).unwrap(), parameters }
+    let encoder = Encoder::new(&backbone, [28, 42], Device::Cpu).unwrap();
+    Network { encoder: encoder.with_size(&backbone, [42, 28]).unwrap(), parameters }
 }
 
 fn values(n: usize, seed: u64) -> Vec<f32> {
@@ -52,6 +65,11 @@ fn values(n: usize, seed: u64) -> Vec<f32> {
 /// Random slices of 28 by 42 pixels.
 pub(crate) fn slices(count: usize, seed: u64) -> Slices {
     Slices { count, size: [28, 42], values: values(count * 3 * 28 * 42, seed), mask: None }
+}
+
+/// The same as all that there is of a sample.
+pub(crate) fn study(count: usize, seed: u64) -> Study {
+    Study::of(slices(count, seed))
 }
 
 /// Twenty small volumes, half of them with a bright block in one slice, and a task for them.
@@ -205,7 +223,7 @@ fn a_running_mean_is_what_is_kept_and_survives_an_interruption() {
     let mut backbone = Backbone::open(&backbone_path()).unwrap();
     backbone.truncate(2).unwrap();
     let (lora, content) = (bench.task.lora_spec(), mean.content());
-    let parameters = Parameters::from_stored(&backbone.arch, &lora, 1, &content, Device::Cpu).unwrap();
+    let parameters = Parameters::from_stored(&backbone.arch, &lora, 1, &[], &content, Device::Cpu).unwrap();
     mean.load("param.", &parameters).unwrap();
     assert_eq!(parameters.to_stored().unwrap(), plain);
 }

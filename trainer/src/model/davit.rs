@@ -19,8 +19,6 @@ struct Stage {
     embed: Linear,
     norm: Norm,
     blocks: Vec<Block>,
-    /// Of its tokens.
-    grid: [i64; 2],
 }
 
 struct Block {
@@ -34,11 +32,10 @@ struct Block {
 }
 
 impl Davit {
-    pub(super) fn new(loader: &Loader<'_>, davit: &Structure, size: [usize; 2]) -> Result<Self, TchError> {
-        let (mut grid, mut number) = (size, 0);
+    pub(super) fn new(loader: &Loader<'_>, davit: &Structure) -> Result<Self, TchError> {
+        let mut number = 0;
         let mut stages = Vec::new();
         for (s, sizes) in davit.stages.iter().enumerate() {
-            grid = grid.map(|n| n.div_ceil(sizes.stride));
             let blocks = (0..2 * sizes.depth)
                 .map(|n| Block::new(loader, &format!("blocks.{}", number + n), sizes.hidden))
                 .collect::<Result<Vec<_>, _>>()?;
@@ -48,7 +45,6 @@ impl Davit {
                 embed: loader.linear(&format!("embed.{s}"))?,
                 norm: loader.norm(&format!("embed.{s}.norm"))?,
                 blocks,
-                grid: grid.map(|n| n as i64),
             });
         }
         let norm = if davit.final_norm { Some(loader.norm("norm")?) } else { None };
@@ -71,7 +67,6 @@ impl Davit {
             embed: stage.embed.share(),
             norm: stage.norm.share(),
             blocks: stage.blocks.iter().map(Block::share).collect(),
-            grid: stage.grid,
         };
         Self {
             stages: self.stages.iter().map(stage).collect(),
@@ -89,13 +84,15 @@ impl Davit {
     ) -> Result<Encoding, TchError> {
         let scale = factors.map_or(0.0, |f| f.scale);
         let mut number = 0;
-        let mut grid = [0, 0];
+        let (_, _, h, w) = slices.size4()?;
+        let mut grid = [h, w];
         let mut x = slices.shallow_clone();
         for (s, stage) in self.stages.iter().enumerate() {
             if s > 0 {
                 x = image(&stage.norm.apply(&x, self.eps)?, grid)?;
             }
-            grid = stage.grid;
+            // Rounded up: the convolution is padded.
+            grid = grid.map(|n| (n + stage.sizes.stride as i64 - 1) / stage.sizes.stride as i64);
             x = tokens(&convolution(&stage.embed, &x, stage.sizes.stride)?)?;
             if s == 0 {
                 x = stage.norm.apply(&x, self.eps)?;
@@ -103,6 +100,7 @@ impl Davit {
             for (n, block) in stage.blocks.iter().enumerate() {
                 let attention = Attention {
                     stage,
+                    grid,
                     // Windows and channels in turn.
                     window: if n % 2 == 0 { Some(self.window) } else { None },
                     factors: factors.map(|f| &f.blocks[number]),
@@ -151,6 +149,8 @@ fn tokens(x: &Tensor) -> Result<Tensor, TchError> {
 /// What a block's attention has to know.
 struct Attention<'a> {
     stage: &'a Stage,
+    /// Rows and columns of tokens.
+    grid: [i64; 2],
     /// Side of a window; among channels where there is none.
     window: Option<i64>,
     factors: Option<&'a BlockFactors>,
@@ -184,7 +184,7 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor, attention: &Attention<'_>, eps: f32) -> Result<Tensor, TchError> {
-        let grid = attention.stage.grid;
+        let grid = attention.grid;
         let x = x.f_add(&tokens(&convolution(&self.conv1, &image(x, grid)?, 1)?)?)?;
         let normed = self.norm1.apply(&x, eps)?;
         let attended = match attention.window {
@@ -209,7 +209,7 @@ impl Block {
     /// Attention among the tokens of each window. The grid is filled up with zeros to whole windows, and these take part.
     fn in_windows(&self, x: &Tensor, attention: &Attention<'_>, side: i64) -> Result<Tensor, TchError> {
         let (s, d) = (x.size()[0], x.size()[2]);
-        let [h, w] = attention.stage.grid;
+        let [h, w] = attention.grid;
         let [rows, columns] = [h, w].map(|n| (n + side - 1) / side);
         let padding = [0, 0, 0, columns * side - w, 0, rows * side - h];
         let windows = x

@@ -7,7 +7,7 @@ use super::parameters::Factors;
 use super::vit::VisionTransformer;
 use crate::Error;
 
-/// A frozen backbone for slices of one size.
+/// A frozen backbone, for slices of the sizes that it was told of.
 pub struct Encoder {
     arch: Arch,
     device: Device,
@@ -94,18 +94,21 @@ impl Encoder {
     pub fn new(backbone: &Backbone, size: [usize; 2], device: Device) -> Result<Self, Error> {
         let arch = backbone.arch.clone();
         let loader = Loader { backbone, device };
-        let [height, width] = size;
-        let grid = arch.grid(size).ok_or_else(|| {
-            let patch = arch.patch;
-            TchError::Convert(format!(
-                "slices of {height}x{width} pixels do not divide into patches of {patch}"
-            ))
-        })?;
+        let grid = grid(&arch, size)?;
         let body = match &arch.body {
             BodyKind::Vit(_) => Body::Vit(Box::new(VisionTransformer::new(&loader, grid)?)),
-            BodyKind::Davit(davit) => Body::Davit(Davit::new(&loader, davit, size)?),
+            BodyKind::Davit(davit) => Body::Davit(Davit::new(&loader, davit)?),
         };
         Ok(Self { arch, device, body })
+    }
+
+    /// The same encoder, for slices of `size` too; its weights are held once.
+    pub fn with_size(mut self, backbone: &Backbone, size: [usize; 2]) -> Result<Self, Error> {
+        let grid = grid(&self.arch, size)?;
+        if let Body::Vit(vit) = &mut self.body {
+            vit.add_grid(&Loader { backbone, device: self.device }, grid)?;
+        }
+        Ok(self)
     }
 
     /// The same encoder with its blocks' matrix products and attention in `kind`, and those of a patch embedding: their weights
@@ -153,4 +156,11 @@ impl Encoder {
             Body::Davit(davit) => davit.encode(slices, factors, patches),
         }
     }
+}
+
+fn grid(arch: &Arch, size: [usize; 2]) -> Result<[usize; 2], TchError> {
+    let ([height, width], patch) = (size, arch.patch);
+    arch.grid(size).ok_or_else(|| {
+        TchError::Convert(format!("slices of {height}x{width} pixels do not divide into patches of {patch}"))
+    })
 }

@@ -1,65 +1,83 @@
+use runtime::engine::{Output, ViewOutput};
 use tch::{Device, TchError, Tensor};
 
-use super::{Encoder, Encoding, Parameters, Pooled, pool, stored};
-use crate::data::Slices;
+use super::{Encoder, Encoding, Parameters, Pooled, attend, stored};
+use crate::data::{Slices, Study};
 
 /// A frozen encoder with the trainable parameters of a task.
 pub struct Network {
     /// The backbone.
     pub encoder: Encoder,
-    /// Factors, query and head.
+    /// Factors, queries and head.
     pub parameters: Parameters,
 }
 
-/// What the network says of one volume.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Prediction {
-    /// `[C]`.
-    pub logits: Vec<f32>,
-    /// `[S]`, sums to 1.
-    pub slice_weights: Vec<f32>,
-    /// `[S, d]`.
-    pub embeddings: Vec<f32>,
-    /// The last block's attention times the slice's weight, `[S, gh, gw]`, as the exported graph has it.
-    pub heatmap: Vec<f32>,
-}
-
 impl Network {
-    /// Slices `[S, 3, H, W]` → what the adapted encoder makes of them, patch tokens where asked for.
-    pub fn encode(&self, slices: &Tensor, patches: bool) -> Result<Encoding, TchError> {
-        self.encoder.encode(slices, Some(&self.parameters.factors()?), patches)
+    /// Slices `[S, 3, H, W]` → what the encoder adapted to a view makes of them, patch tokens where asked for.
+    pub fn encode(&self, view: usize, slices: &Tensor, patches: bool) -> Result<Encoding, TchError> {
+        self.encoder.encode(slices, Some(&self.parameters.factors(view)?), patches)
     }
 
-    /// Slices `[S, 3, H, W]` → embeddings `[S, d]`.
-    pub fn embed(&self, slices: &Tensor) -> Result<Tensor, TchError> {
-        Ok(self.encode(slices, false)?.cls)
+    /// Embeddings `[S, d]` of each view of one study, `None` for one that is not there → weights and logits. Eq. of the paper:
+    /// each view's query pools its slices, the task's query the views.
+    pub fn pool(&self, embeddings: &[Option<Tensor>]) -> Result<Pooled, TchError> {
+        let parameters = &self.parameters;
+        let (mut weights, mut pooled) = (Vec::new(), Vec::new());
+        for (view, rows) in embeddings.iter().enumerate() {
+            let found = rows.as_ref().map(|rows| attend(rows, &parameters.query(view)?)).transpose()?;
+            let (of_slices, vector) = found.unzip();
+            weights.push(of_slices);
+            pooled.extend(vector);
+        }
+        let (view_weights, pooled) = if parameters.views.is_empty() {
+            let only = pooled.pop().ok_or_else(|| TchError::Convert("there is no view to pool".into()))?;
+            (None, only)
+        } else {
+            let (weights, pooled) = attend(&Tensor::f_stack(&pooled, 0)?, &parameters.get("query")?)?;
+            (Some(weights), pooled)
+        };
+        let logits = parameters.get("head.weight")?.f_mv(&pooled)?.f_add(&parameters.get("head.bias")?)?;
+        Ok(Pooled { weights, view_weights, logits })
     }
 
-    /// Embeddings `[S, d]` of one volume → slice weights and logits.
-    pub fn pool(&self, embeddings: &Tensor) -> Result<Pooled, TchError> {
-        let get = |name| self.parameters.get(name);
-        pool(embeddings, &get("query")?, &get("head.weight")?, &get("head.bias")?)
-    }
-
-    /// Predicts one volume, at most `chunk` slices at a time, without gradients.
-    pub fn predict(&self, slices: &Slices, chunk: usize) -> Result<Prediction, TchError> {
+    /// Predicts one study, at most `chunk` slices at a time, without gradients: what the exported graph gives.
+    pub fn predict(&self, study: &Study, chunk: usize) -> Result<Output, TchError> {
         let _guard = tch::no_grad_guard();
-        let both = chunks(slices, chunk, self.encoder.device(), |slices| {
-            let encoded = self.encode(slices, false)?;
-            Tensor::f_cat(&[encoded.cls, encoded.cls_attention], 1)
-        })?;
         let dim = self.encoder.arch().dim as i64;
-        let embeddings = both.f_narrow(1, 0, dim)?.f_contiguous()?;
-        let attention = both.f_narrow(1, dim, both.size()[1] - dim)?;
-        let pooled = self.pool(&embeddings)?;
-        let heatmap = attention.f_mul(&pooled.weights.f_unsqueeze(1)?)?;
+        let (mut embeddings, mut attention) = (Vec::new(), Vec::new());
+        for (view, slices) in study.views.iter().enumerate() {
+            let encode = |slices: &Tensor| {
+                let encoded = self.encode(view, slices, false)?;
+                Tensor::f_cat(&[encoded.cls, encoded.cls_attention], 1)
+            };
+            let both = slices.as_ref().map(|slices| chunks(slices, chunk, self.encoder.device(), encode));
+            let both = both.transpose()?;
+            let columns = |start: i64, end: i64| {
+                both.as_ref().map(|both| both.f_narrow(1, start, end - start)?.f_contiguous()).transpose()
+            };
+            let width = both.as_ref().map_or(dim, |both| both.size()[1]);
+            embeddings.push(columns(0, dim)?);
+            attention.push(columns(dim, width)?);
+        }
+        let Pooled { weights, view_weights, logits } = self.pool(&embeddings)?;
         let values = |tensor: &Tensor| Ok::<_, TchError>(stored(tensor)?.data);
-        Ok(Prediction {
-            logits: values(&pooled.logits)?,
-            slice_weights: values(&pooled.weights)?,
-            embeddings: values(&embeddings)?,
-            heatmap: values(&heatmap)?,
-        })
+        let views = weights.iter().zip(&embeddings).zip(&attention);
+        let views = views.map(|((weights, embeddings), attention)| {
+            let (Some(weights), Some(embeddings), Some(attention)) = (weights, embeddings, attention) else {
+                return Ok(ViewOutput::default());
+            };
+            Ok(ViewOutput {
+                slice_weights: values(weights)?,
+                heatmap: values(&attention.f_mul(&weights.f_unsqueeze(1)?)?)?,
+                embeddings: values(embeddings)?,
+            })
+        });
+        let views = views.collect::<Result<Vec<_>, TchError>>()?;
+        let mut given = view_weights.as_ref().map_or(Ok(vec![1.0]), values)?.into_iter();
+        let of = |view: &ViewOutput| {
+            if view.slice_weights.is_empty() { 0.0 } else { given.next().unwrap_or(0.0) }
+        };
+        Ok(Output { logits: values(&logits)?, view_weights: views.iter().map(of).collect(), views })
     }
 }
 

@@ -96,7 +96,7 @@ mod tests {
     fn tied_gradients_are_those_of_one_direction() {
         let backbone = open_backbone(&backbone_path(), Some(1)).unwrap();
         let spec = LoraSpec { rank: 2, alpha: 4.0, attention: AttentionLora::Fused };
-        let parameters = Parameters::init(&backbone.arch, &spec, 3, 5, Device::Cpu).unwrap();
+        let parameters = Parameters::init(&backbone.arch, &spec, 3, &[], 5, Device::Cpu).unwrap();
         let ordinal = Ordinal::new(&parameters).unwrap();
         let (weight, bias) = (parameters.get("head.weight").unwrap(), parameters.get("head.bias").unwrap());
         let rows = stored(&weight).unwrap().data;

@@ -24,6 +24,8 @@ pub enum Group {
 pub struct Parameters {
     /// Rank, scale and form of the factors.
     pub lora: LoraSpec,
+    /// Names of the task's views, in order; none where it has no views.
+    pub views: Vec<String>,
     /// Name and tensor.
     pub named: Vec<(String, Tensor)>,
 }
@@ -35,10 +37,11 @@ impl Parameters {
         arch: &Arch,
         lora: &LoraSpec,
         labels: usize,
+        views: &[&str],
         seed: u64,
         device: Device,
     ) -> Result<Self, TchError> {
-        let named = expected_content(arch, lora, labels)
+        let named = expected_content(arch, lora, labels, views)
             .into_iter()
             .enumerate()
             .map(|(index, (name, dims))| {
@@ -47,14 +50,16 @@ impl Parameters {
                 let fan_in: usize = if name == "head.bias" { arch.dim } else { dims[1..].iter().product() };
                 let bound = 1.0 / (fan_in as f32).sqrt();
                 let values: Vec<f32> = match name.as_str() {
-                    "query" => (0..len).map(|_| QUERY_STD * normal_within_two(&mut rng)).collect(),
+                    name if name.ends_with("query") => {
+                        (0..len).map(|_| QUERY_STD * normal_within_two(&mut rng)).collect()
+                    }
                     name if name.strip_suffix(".B").is_some() => vec![0.0; len],
                     _ => (0..len).map(|_| (2.0 * unit(&mut rng) - 1.0) * bound).collect(),
                 };
                 Ok((name, leaf(&dims, &values, device)?))
             })
             .collect::<Result<_, TchError>>()?;
-        Ok(Self { lora: lora.clone(), named })
+        Ok(Self { lora: lora.clone(), views: owned(views), named })
     }
 
     /// From stored tensors, which must have exactly the names and shapes of
@@ -63,10 +68,11 @@ impl Parameters {
         arch: &Arch,
         lora: &LoraSpec,
         labels: usize,
+        views: &[&str],
         stored: &Tensors,
         device: Device,
     ) -> Result<Self, String> {
-        let wanted = expected_content(arch, lora, labels);
+        let wanted = expected_content(arch, lora, labels, views);
         if let Some(name) = stored.keys().find(|name| !wanted.iter().any(|(w, _)| w == *name)) {
             return Err(format!("the tensor {name} is not a parameter of this model"));
         }
@@ -81,7 +87,7 @@ impl Parameters {
                 Ok((name, leaf))
             })
             .collect::<Result<_, String>>()?;
-        Ok(Self { lora: lora.clone(), named })
+        Ok(Self { lora: lora.clone(), views: owned(views), named })
     }
 
     /// Copies of the values, in a plugin's form.
@@ -93,7 +99,8 @@ impl Parameters {
     #[must_use]
     pub fn share(&self) -> Self {
         let share = |(name, tensor): &(String, Tensor)| (name.clone(), tensor.shallow_clone());
-        Self { lora: self.lora.clone(), named: self.named.iter().map(share).collect() }
+        let named = self.named.iter().map(share).collect();
+        Self { lora: self.lora.clone(), views: self.views.clone(), named }
     }
 
     /// Leaves of their own with the same values.
@@ -105,6 +112,7 @@ impl Parameters {
         };
         Ok(Self {
             lora: self.lora.clone(),
+            views: self.views.clone(),
             named: self.named.iter().map(copy).collect::<Result<_, TchError>>()?,
         })
     }
@@ -153,21 +161,40 @@ impl Parameters {
 
     /// The group that the parameter `name` belongs to.
     pub fn group(name: &str) -> Group {
-        if name.starts_with("lora.") { Group::Lora } else { Group::Head }
+        if name.contains("lora.") { Group::Lora } else { Group::Head }
     }
 
-    /// The factors, arranged for the encoder; they share their values and gradients with `self`.
-    pub fn factors(&self) -> Result<Factors, TchError> {
+    /// Number of views, at least one.
+    pub fn inputs(&self) -> usize {
+        self.views.len().max(1)
+    }
+
+    /// What the names of a view's tensors begin with.
+    fn prefix(&self, view: usize) -> String {
+        self.views.get(view).map_or(String::new(), |name| format!("views.{name}."))
+    }
+
+    /// The query of a view over its slices.
+    pub fn query(&self, view: usize) -> Result<Tensor, TchError> {
+        self.get(&format!("{}query", self.prefix(view)))
+    }
+
+    /// The factors of a view, arranged for the encoder; they share their values and gradients with `self`.
+    pub fn factors(&self, view: usize) -> Result<Factors, TchError> {
+        let prefix = self.prefix(view);
         let pair = |name: String| -> Result<Pair, TchError> {
-            Ok(Pair { a: self.get(&format!("{name}.A"))?, b: self.get(&format!("{name}.B"))? })
+            Ok(Pair {
+                a: self.get(&format!("{prefix}{name}.A"))?,
+                b: self.get(&format!("{prefix}{name}.B"))?,
+            })
         };
-        let patch = if self.named.iter().any(|(name, _)| name == "lora.patch.A") {
+        let patch = if self.named.iter().any(|(name, _)| *name == format!("{prefix}lora.patch.A")) {
             let patch = pair("lora.patch".into())?;
             Some(Pair { a: patch.a.f_flatten(1, -1)?, b: patch.b })
         } else {
             None
         };
-        let depth = self.named.iter().filter(|(n, _)| n.ends_with(".o.A")).count();
+        let depth = self.named.iter().filter(|(n, _)| n.starts_with(&prefix) && n.ends_with(".o.A")).count();
         let blocks = (0..depth)
             .map(|n| {
                 let qkv = match self.lora.attention {
@@ -183,6 +210,10 @@ impl Parameters {
             .collect::<Result<_, TchError>>()?;
         Ok(Factors { scale: f64::from(self.lora.scale()), patch, blocks })
     }
+}
+
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(ToString::to_string).collect()
 }
 
 /// LoRA factors, arranged as the encoder uses them.
@@ -266,7 +297,7 @@ mod tests {
         ] {
             let lora = LoraSpec { rank: 8, alpha: 16.0, attention };
             let arch = arch(dim, depth, patch);
-            let parameters = Parameters::init(&arch, &lora, labels, 0, Device::Cpu).unwrap();
+            let parameters = Parameters::init(&arch, &lora, labels, &[], 0, Device::Cpu).unwrap();
             assert_eq!(parameters.count(), count, "{what}");
         }
     }
@@ -274,7 +305,7 @@ mod tests {
     #[test]
     fn initial_values_follow_their_distributions_and_the_seed() {
         let lora = LoraSpec { rank: 4, alpha: 8.0, attention: AttentionLora::Separate };
-        let init = |seed| Parameters::init(&arch(64, 2, 14), &lora, 3, seed, Device::Cpu).unwrap();
+        let init = |seed| Parameters::init(&arch(64, 2, 14), &lora, 3, &[], seed, Device::Cpu).unwrap();
         let values = init(1).to_stored().unwrap();
         assert_eq!(values, init(1).to_stored().unwrap());
         assert_ne!(values["query"], init(2).to_stored().unwrap()["query"]);
@@ -298,7 +329,7 @@ mod tests {
     fn a_running_mean_follows_faster_at_first() {
         let arch = arch(8, 1, 2);
         let lora = LoraSpec { rank: 2, alpha: 4.0, attention: AttentionLora::Fused };
-        let init = |seed| Parameters::init(&arch, &lora, 1, seed, Device::Cpu).unwrap();
+        let init = |seed| Parameters::init(&arch, &lora, 1, &[], seed, Device::Cpu).unwrap();
         let query = |p: &Parameters| f64::from(p.to_stored().unwrap()["query"].data[3]);
         let (average, other) = (init(1), init(2));
         let start = query(&average);
@@ -314,11 +345,12 @@ mod tests {
     fn stored_parameters_come_back_and_wrong_ones_are_named() {
         let arch = arch(8, 1, 2);
         let lora = LoraSpec { rank: 2, alpha: 4.0, attention: AttentionLora::Fused };
-        let mut kept = Parameters::init(&arch, &lora, 1, 3, Device::Cpu).unwrap().to_stored().unwrap();
-        let back = Parameters::from_stored(&arch, &lora, 1, &kept, Device::Cpu).unwrap();
+        let mut kept = Parameters::init(&arch, &lora, 1, &[], 3, Device::Cpu).unwrap().to_stored().unwrap();
+        let back = Parameters::from_stored(&arch, &lora, 1, &[], &kept, Device::Cpu).unwrap();
         assert_eq!(back.to_stored().unwrap(), kept);
-        let load =
-            |tensors: &Tensors| Parameters::from_stored(&arch, &lora, 1, tensors, Device::Cpu).err().unwrap();
+        let load = |tensors: &Tensors| {
+            Parameters::from_stored(&arch, &lora, 1, &[], tensors, Device::Cpu).err().unwrap()
+        };
         let query = kept.remove("query").unwrap();
         assert!(load(&kept).contains("query is missing"));
         kept.insert("query".into(), Stored { shape: vec![2, 4], data: query.data });

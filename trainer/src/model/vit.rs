@@ -12,14 +12,22 @@ pub(super) struct VisionTransformer {
     sizes: Sizes,
     /// `[3 p p]` pixels a patch → `[d]`.
     patch: Linear,
+    /// One a size of slices.
+    grids: Vec<Grid>,
+    blocks: Vec<Block>,
+    norm: Norm,
+    pooling: Option<PoolingHead>,
+}
+
+/// Where the tokens of slices of one size are.
+struct Grid {
+    /// Rows and columns of patches.
+    patches: [i64; 2],
     /// What is added to the patch tokens, `[N, d]`.
     positions: Tensor,
     /// `[1 + registers, d]`: CLS with its position, then the registers; none without CLS.
     prefix: Option<Tensor>,
     rotation: Option<Rotation>,
-    blocks: Vec<Block>,
-    norm: Norm,
-    pooling: Option<PoolingHead>,
 }
 
 /// What the layers of a vision transformer have to know.
@@ -29,7 +37,6 @@ struct Sizes {
     patch: i64,
     heads: i64,
     eps: f32,
-    grid: [i64; 2],
 }
 
 struct Block {
@@ -63,31 +70,30 @@ impl VisionTransformer {
                 })
             })
             .collect::<Result<_, TchError>>()?;
-        let table = loader.backbone.token_table(grid);
-        let table =
-            loader.load(&table.ok_or_else(|| TchError::Convert("the backbone has no table".into()))?)?;
-        let count = (grid[0] * grid[1]) as i64;
-        let before = table.size()[0] - count;
-        let rope = loader.backbone.rope(grid);
         let patch = loader.linear("patch")?;
         let sizes = Sizes {
             dim: arch.dim as i64,
             patch: arch.patch as i64,
             heads: vit.heads as i64,
             eps: arch.norm_eps,
-            grid: grid.map(|n| n as i64),
         };
         let pools = vit.embedding == Embedding::Pooled;
         Ok(Self {
             sizes,
             patch: Linear { weight: patch.weight.f_flatten(1, -1)?, bias: patch.bias },
-            positions: table.f_narrow(0, before, count)?,
-            prefix: if before > 0 { Some(table.f_narrow(0, 0, before)?) } else { None },
-            rotation: rope.map(|rope| Rotation::new(loader, &rope, before)).transpose()?,
+            grids: vec![Grid::new(loader, grid)?],
             blocks,
             norm: loader.norm("norm")?,
             pooling: if pools { Some(PoolingHead::new(loader, vit, arch.norm_eps)?) } else { None },
         })
+    }
+
+    /// Takes slices of this many patches too.
+    pub(super) fn add_grid(&mut self, loader: &Loader<'_>, grid: [usize; 2]) -> Result<(), TchError> {
+        if self.grids.iter().all(|known| known.patches != grid.map(|n| n as i64)) {
+            self.grids.push(Grid::new(loader, grid)?);
+        }
+        Ok(())
     }
 
     pub(super) fn set_precision(&mut self, kind: Kind) -> Result<(), TchError> {
@@ -104,9 +110,7 @@ impl VisionTransformer {
         Self {
             sizes: self.sizes,
             patch: self.patch.share(),
-            positions: self.positions.shallow_clone(),
-            prefix: self.prefix.as_ref().map(Tensor::shallow_clone),
-            rotation: self.rotation.as_ref().map(Rotation::share),
+            grids: self.grids.iter().map(Grid::share).collect(),
             blocks: self.blocks.iter().map(Block::share).collect(),
             norm: self.norm.share(),
             pooling: self.pooling.as_ref().map(PoolingHead::share),
@@ -121,10 +125,11 @@ impl VisionTransformer {
     ) -> Result<Encoding, TchError> {
         let s = slices.size()[0];
         let scale = factors.map_or(0.0, |f| f.scale);
-        let mut x = self.embed(slices, factors)?;
+        let grid = self.grid(slices)?;
+        let mut x = self.embed(slices, grid, factors)?;
         let tokens = x.size()[0] / s;
-        let skipped = self.prefix.as_ref().map_or(0, |prefix| prefix.size()[0]);
-        let run = Run { s, sizes: &self.sizes, rotation: self.rotation.as_ref(), scale };
+        let skipped = grid.prefix.as_ref().map_or(0, |prefix| prefix.size()[0]);
+        let run = Run { s, sizes: &self.sizes, rotation: grid.rotation.as_ref(), scale };
         let mut attention = None;
         for (n, block) in self.blocks.iter().enumerate() {
             let factors = factors.map(|f| &f.blocks[n]);
@@ -157,10 +162,20 @@ impl VisionTransformer {
         Ok(Encoding { cls, patch, cls_attention })
     }
 
+    /// The grid of slices `[S, 3, H, W]`.
+    fn grid(&self, slices: &Tensor) -> Result<&Grid, TchError> {
+        let (_, _, h, w) = slices.size4()?;
+        let patches = [h / self.sizes.patch, w / self.sizes.patch];
+        let known = self.grids.iter().find(|grid| grid.patches == patches);
+        known
+            .ok_or_else(|| TchError::Convert(format!("the encoder was not told of slices of {h}x{w} pixels")))
+    }
+
     /// Tokens `[S T, d]` before the first block.
-    fn embed(&self, slices: &Tensor, factors: Option<&Factors>) -> Result<Tensor, TchError> {
+    fn embed(&self, slices: &Tensor, grid: &Grid, factors: Option<&Factors>) -> Result<Tensor, TchError> {
         let s = slices.size()[0];
-        let Sizes { dim: d, patch: p, grid: [gh, gw], .. } = self.sizes;
+        let Sizes { dim: d, patch: p, .. } = self.sizes;
+        let [gh, gw] = grid.patches;
         // A convolution whose stride is its kernel is a linear map of each patch's pixels.
         let pixels = slices
             .f_reshape([s, 3, gh, p, gw, p])?
@@ -169,10 +184,36 @@ impl VisionTransformer {
         let pair = factors.and_then(|f| f.patch.as_ref());
         let patches = self.patch.adapted(&pixels, pair, factors.map_or(0.0, |f| f.scale))?;
         let patches =
-            patches.f_view((s, gh * gw, d))?.f_to_kind(self.positions.kind())?.f_add(&self.positions)?;
-        let Some(prefix) = &self.prefix else { return patches.f_reshape([-1, d]) };
+            patches.f_view((s, gh * gw, d))?.f_to_kind(grid.positions.kind())?.f_add(&grid.positions)?;
+        let Some(prefix) = &grid.prefix else { return patches.f_reshape([-1, d]) };
         let prefix = prefix.f_unsqueeze(0)?.f_expand([s, -1, -1], false)?;
         Tensor::f_cat(&[prefix, patches], 1)?.f_reshape([-1, d])
+    }
+}
+
+impl Grid {
+    fn new(loader: &Loader<'_>, grid: [usize; 2]) -> Result<Self, TchError> {
+        let table = loader.backbone.token_table(grid);
+        let table =
+            loader.load(&table.ok_or_else(|| TchError::Convert("the backbone has no table".into()))?)?;
+        let count = (grid[0] * grid[1]) as i64;
+        let before = table.size()[0] - count;
+        let rope = loader.backbone.rope(grid);
+        Ok(Self {
+            patches: grid.map(|n| n as i64),
+            positions: table.f_narrow(0, before, count)?,
+            prefix: if before > 0 { Some(table.f_narrow(0, 0, before)?) } else { None },
+            rotation: rope.map(|rope| Rotation::new(loader, &rope, before)).transpose()?,
+        })
+    }
+
+    fn share(&self) -> Self {
+        Self {
+            patches: self.patches,
+            positions: self.positions.shallow_clone(),
+            prefix: self.prefix.as_ref().map(Tensor::shallow_clone),
+            rotation: self.rotation.as_ref().map(Rotation::share),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 use runtime::engine::Engine;
 
 use super::*;
-use crate::data::Slices;
+use crate::data::Study;
 use crate::export::{self, export};
 use crate::fit::fit;
 use crate::fit::tests::Bench;
@@ -23,17 +23,20 @@ fn the_worst_cases_are_drawn_with_the_heat_map_that_the_graph_gives() {
     let run = Run::open(&bench.path("run")).unwrap();
     let task = &run.settings().task;
     let network = run.network(&run.backbone(None).unwrap(), Device::Cpu).unwrap();
-    let table = Table::read(&bench.path("data.csv"), &task.labels, task.loss, false).unwrap();
-    let slices = Slices::load(&table, &table.samples[3], &task.recipe).unwrap();
-    let found = network.predict(&slices, 2).unwrap();
+    let table = Table::read(&bench.path("data.csv"), task, false).unwrap();
+    let study = Study::load(&table, &table.samples[3], task).unwrap();
+    let found = network.predict(&study, 2).unwrap().views.remove(0);
+    let slices = study.views[0].as_ref().unwrap();
     let engine = Engine::load(std::fs::read(&exported.graph).unwrap(), 1).unwrap();
     let each = 3 * 28 * 28;
     let write = |s: usize, out: &mut [f32]| out.copy_from_slice(&slices.values[s * each..][..each]);
     let expected = engine.run(slices.count, &write).unwrap();
     let close =
         |a: &[f32], b: &[f32]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
-    assert!(close(&found.slice_weights, &expected.slice_weights));
-    assert!(close(&found.heatmap, &expected.heatmap) && found.heatmap.iter().any(|&heat| heat > 1e-4));
+    assert!(close(&found.slice_weights, &expected.views[0].slice_weights));
+    assert!(
+        close(&found.heatmap, &expected.views[0].heatmap) && found.heatmap.iter().any(|&heat| heat > 1e-4)
+    );
 
     let options = Options {
         run: bench.path("run"),

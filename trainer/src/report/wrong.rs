@@ -2,10 +2,9 @@ use std::path::Path;
 
 use runtime::recipe::Prepared;
 use runtime::report::picture::{self, Picture};
-use runtime::volume::{ReadOptions, read};
 
 use crate::Error;
-use crate::data::{Slices, Table, unusable};
+use crate::data::{Study, Table, single, unusable};
 use crate::evaluate::{Case, Predictions};
 use crate::html;
 use crate::model::Network;
@@ -50,19 +49,17 @@ pub(super) fn draw(network: &Network, task: &Task, table: &Table, case: &Case) -
         path: table.path.clone(),
         problem: format!("it has no row with the id `{}`, which the run's predictions have", case.id),
     })?;
-    let unusable = |e: runtime::Error| unusable(table, sample, e);
-    let volumes = read(&sample.image, &ReadOptions::default()).map_err(|e| unusable(e.into()))?;
-    let volume = volumes.first().ok_or_else(|| Error::Row {
-        path: table.path.clone(),
-        row: sample.row,
-        problem: format!("its image {} holds no volume", sample.image.display()),
-    })?;
-    let prepared = Prepared::new(volume, &task.recipe).map_err(|e| unusable(e.into()))?;
-    let seen = network.predict(&Slices::of(&prepared), task.train.chunk)?;
+    let seen = network.predict(&Study::load(table, sample, task)?, task.train.chunk)?;
+    // Of several views the one that counted most.
+    let weights = &seen.view_weights;
+    let view = (0..weights.len()).max_by(|&a, &b| weights[a].total_cmp(&weights[b])).unwrap_or(0);
+    let (_, recipe) = task.inputs()[view];
+    let image = sample.images[view].as_deref().unwrap_or(sample.image());
+    let volume = single(table, sample, image, "image")?;
+    let prepared = Prepared::new(&volume, recipe).map_err(|e| unusable(table, sample, e.into()))?;
     let labels: Vec<(&str, f64)> =
         task.labels.iter().map(String::as_str).zip(case.probabilities.iter().copied()).collect();
-    let size = task.recipe.size;
-    let grid = network.encoder.arch().grid(size).unwrap_or([1, 1]);
+    let grid = network.encoder.arch().grid(recipe.size).unwrap_or([1, 1]);
     let folder = tempfile::tempdir().map_err(Error::io("a temporary folder"))?;
     let path: &Path = &folder.path().join("picture.png");
     let picture = Picture {
@@ -70,8 +67,8 @@ pub(super) fn draw(network: &Network, task: &Task, table: &Table, case: &Case) -
         version: &task.version,
         labels: &labels,
         prepared: &prepared,
-        slice_weights: &seen.slice_weights,
-        heatmap: &seen.heatmap,
+        slice_weights: &seen.views[view].slice_weights,
+        heatmap: &seen.views[view].heatmap,
         grid,
     };
     picture::write(path, &picture).map_err(runtime::Error::from)?;

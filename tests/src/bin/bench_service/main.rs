@@ -186,7 +186,7 @@ fn slice_time(fixture: &Fixture) -> Result<Duration> {
     let volume =
         Volume::from_parts([512, 512, 1], vec![500.0; 512 * 512], codes.centred([0.5; 3], [512, 512, 1]));
     let prepared = Prepared::new(&volume, &task.plugin.manifest.recipe)?;
-    let mut encoder = task.engine.encoder(1)?;
+    let mut encoder = task.engine.encoder(0, 1)?;
     let mut times = Vec::new();
     for _ in 0..9 {
         let start = Instant::now();

@@ -1,5 +1,5 @@
 use super::*;
-use crate::fit::tests::{slices, tiny_network, tiny_network_of};
+use crate::fit::tests::{slices, study, tiny_network, tiny_network_of};
 
 fn found(items: &[Item], chunk: usize, threads: usize) -> Option<(f64, Tensor)> {
     let network = tiny_network(5);
@@ -13,7 +13,7 @@ fn plan(chunk: usize) -> Plan {
 }
 
 fn item(count: usize, target: Option<bool>) -> Item {
-    Item { slices: slices(count, count as u64).into(), targets: vec![target] }
+    Item { study: study(count, count as u64).into(), targets: vec![target] }
 }
 
 fn norm(t: &Tensor) -> f64 {
@@ -47,11 +47,20 @@ fn chunks_give_the_gradients_of_the_whole() {
     }
 }
 
+/// The slices of an item's only view.
+fn only(item: &Item) -> &Slices {
+    item.study.views[0].as_ref().unwrap()
+}
+
+fn logits(network: &Network, slices: &Tensor) -> Tensor {
+    network.pool(&[Some(network.encode(0, slices, false).unwrap().cls)]).unwrap().logits
+}
+
 /// What libtorch's own backward through the whole volume gives.
 fn plain(item: &Item) -> (f64, Tensor) {
     let network = tiny_network(5);
-    let slices = item.slices.tensor(0, item.slices.count, Device::Cpu).unwrap();
-    let logits = network.pool(&network.embed(&slices).unwrap()).unwrap().logits;
+    let slices = only(item).tensor(0, only(item).count, Device::Cpu).unwrap();
+    let logits = logits(&network, &slices);
     let loss = Loss::default().smoothed_sum(&logits, &item.targets, 0.1).unwrap();
     let leaves: Vec<&Tensor> = network.parameters.named.iter().map(|(_, tensor)| tensor).collect();
     let gradients = Tensor::run_backward(&[&loss], &leaves, false, false);
@@ -127,14 +136,14 @@ fn a_batch_is_the_mean_over_its_known_labels() {
 #[test]
 fn an_unknown_label_gives_no_gradient() {
     let network = tiny_network_of(2, 5);
-    let item = Item { slices: slices(4, 4).into(), targets: vec![Some(true), None] };
+    let item = Item { study: study(4, 4).into(), targets: vec![Some(true), None] };
     let workers = Workers::new(&network, 1, 8).unwrap();
     let plan = Plan { smoothing: 0.0, ..plan(4) };
     let (losses, found) =
         gradients(&workers, &network.parameters, vec![item.clone()], plan).unwrap().unwrap();
     // The focal loss of the known label's logit alone, by libtorch.
-    let input = item.slices.tensor(0, 4, Device::Cpu).unwrap();
-    let p = network.pool(&network.embed(&input).unwrap()).unwrap().logits.get(0).sigmoid();
+    let input = only(&item).tensor(0, 4, Device::Cpu).unwrap();
+    let p = logits(&network, &input).get(0).sigmoid();
     let miss: Tensor = 1.0 - &p;
     let expected: Tensor = p.log() * miss.square() * -0.25;
     assert!((losses.total - expected.double_value(&[])).abs() < 1e-6);
@@ -181,13 +190,13 @@ fn with_decoder() -> Network {
 
 /// With a box in two slices as its mask.
 fn masked(mut item: Item) -> Item {
-    let mut slices = (*item.slices).clone();
+    let mut slices = only(&item).clone();
     let inside = |i: usize| {
         let [s, y, x] = [i / (28 * 42), i / 42 % 28, i % 42];
         (1..3).contains(&s) && (5..15).contains(&y) && (10..31).contains(&x)
     };
     slices.mask = Some((0..slices.count * 28 * 42).map(|i| u8::from(inside(i))).collect());
-    item.slices = slices.into();
+    item.study = Study::of(slices).into();
     item
 }
 
@@ -214,13 +223,13 @@ fn plainly(items: &[Item]) -> (Losses, Vec<Tensor>) {
     let (mut labels, mut masks) = (Vec::new(), Vec::new());
     let mut known = 0;
     for item in items {
-        let count = item.slices.count;
-        let slices = item.slices.tensor(0, count, Device::Cpu).unwrap();
-        let encoded = network.encode(&slices, true).unwrap();
-        let logits = network.pool(&encoded.cls).unwrap().logits;
+        let count = only(item).count;
+        let slices = only(item).tensor(0, count, Device::Cpu).unwrap();
+        let encoded = network.encode(0, &slices, true).unwrap();
+        let logits = network.pool(&[Some(encoded.cls)]).unwrap().logits;
         labels.push(Loss::default().smoothed_sum(&logits, &item.targets, 0.1).unwrap());
         known += item.targets.iter().flatten().count();
-        if let Some(mask) = &item.slices.mask {
+        if let Some(mask) = &only(item).mask {
             let voxels = network.parameters.decode(&encoded.patch.unwrap(), [2, 3]).unwrap();
             masks.push(pixel(&voxels, &Tensor::from_slice(mask).view([count as i64, 28, 42])).unwrap());
         }
@@ -291,4 +300,84 @@ fn masks_are_not_looked_at_without_pixel_supervision() {
     let (loss, expected) = found(&[item(5, Some(true)), item(2, Some(false))], 4, 1).unwrap();
     let (masked_loss, found) = found(&[masked(item(5, Some(true))), item(2, Some(false))], 4, 1).unwrap();
     assert!(loss.to_bits() == masked_loss.to_bits() && found == expected);
+}
+
+/// A network of two views: of 28 by 42 and of 42 by 28 pixels.
+fn of_two_views() -> Network {
+    crate::fit::tests::tiny_network_of_views(&["a", "b"], 5)
+}
+
+fn of_views(a: Option<usize>, b: Option<usize>, target: bool) -> Item {
+    let turned = |count| Arc::new(Slices { size: [42, 28], ..slices(count, 100 + count as u64) });
+    let views = vec![a.map(|count| slices(count, count as u64).into()), b.map(turned)];
+    Item { study: Study { views }.into(), targets: vec![Some(target)] }
+}
+
+/// Each view by its own factors and query, the views by the task's query: written out, with libtorch's own backward.
+fn fused(items: &[Item]) -> (f64, Tensor) {
+    let network = of_two_views();
+    let get = |name: &str| network.parameters.get(name).unwrap();
+    let attend = |rows: &Tensor, query: &Tensor| {
+        let weights = (rows.matmul(query) / (rows.size()[1] as f64).sqrt()).softmax(0, None);
+        (rows * weights.unsqueeze(1)).sum_dim_intlist(0i64, false, None)
+    };
+    let losses: Vec<Tensor> = items
+        .iter()
+        .map(|item| {
+            let there = item.study.views.iter().enumerate().filter_map(|(v, s)| Some((v, s.as_ref()?)));
+            let pooled: Vec<Tensor> = there
+                .map(|(view, slices)| {
+                    let slices = slices.tensor(0, slices.count, Device::Cpu).unwrap();
+                    let factors = network.parameters.factors(view).unwrap();
+                    let rows = network.encoder.encode(&slices, Some(&factors), false).unwrap().cls;
+                    attend(&rows, &get(&format!("views.{}.query", ["a", "b"][view])))
+                })
+                .collect();
+            let fused = attend(&Tensor::stack(&pooled, 0), &get("query"));
+            let logits = get("head.weight").mv(&fused) + get("head.bias");
+            Loss::default().smoothed_sum(&logits, &item.targets, 0.1).unwrap()
+        })
+        .collect();
+    let total = Tensor::stack(&losses, 0).mean(None);
+    let leaves: Vec<&Tensor> = network.parameters.named.iter().map(|(_, tensor)| tensor).collect();
+    // A view that no item has leaves its parameters out.
+    let gradients = Tensor::f_run_backward(&[&total], &leaves, false, false).unwrap();
+    let flat: Vec<Tensor> = gradients
+        .iter()
+        .zip(&leaves)
+        .map(
+            |(g, leaf)| {
+                if g.defined() { g.flatten(0, -1) } else { leaf.detach().zeros_like().flatten(0, -1) }
+            },
+        )
+        .collect();
+    (total.double_value(&[]), Tensor::cat(&flat, 0))
+}
+
+#[test]
+fn views_have_the_gradients_of_the_definition_in_one_pass_and_in_chunks() {
+    let items =
+        [of_views(Some(3), Some(4), true), of_views(None, Some(2), false), of_views(Some(5), None, true)];
+    for items in [&items[..], &items[..1], &items[1..2]] {
+        let (expected_loss, expected) = fused(items);
+        let network = of_two_views();
+        for (chunk, threads) in [(64, 1), (64, 3), (2, 1), (1, 2)] {
+            let workers = Workers::new(&network, threads, 8).unwrap();
+            let made = gradients(&workers, &network.parameters, items.to_vec(), plan(chunk)).unwrap();
+            let (losses, found) = made.unwrap();
+            assert!((losses.total - expected_loss).abs() < 1e-6, "chunk {chunk}");
+            let off = norm(&(&found - &expected)) / norm(&expected);
+            assert!(off <= 1e-6, "chunk {chunk}: {off}");
+        }
+        // Its factors are touched only where a view is there.
+        let names = network.parameters.named.iter();
+        let lengths: Vec<i64> = names.clone().map(|(_, t)| t.numel() as i64).collect();
+        for ((name, _), gradient) in names.zip(expected.split_with_sizes(&lengths, 0)) {
+            let view = usize::from(name.starts_with("views.b."));
+            let there = !name.starts_with("views.") || items.iter().any(|i| i.study.views[view].is_some());
+            // One view alone has all the weight, whatever the task's query.
+            let pools = items.iter().any(|i| i.study.views.iter().flatten().count() > 1);
+            assert_eq!(norm(&gradient) > 0.0, there && (name != "query" || pools), "{name}");
+        }
+    }
 }

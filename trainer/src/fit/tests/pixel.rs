@@ -143,7 +143,7 @@ fn predictions_tell_how_far_the_devices_heat_maps_show_the_masks() {
     let run = Run::open(&bench.path("run")).unwrap();
     let task = &run.settings().task;
     let network = run.network(&run.backbone(None).unwrap(), Device::Cpu).unwrap();
-    let table = Table::read(&bench.path("data.csv"), &task.labels, task.loss, true).unwrap();
+    let table = Table::read(&bench.path("data.csv"), task, true).unwrap();
     let rows = predict(&network, &table, task, None, 4.0, 2, false).unwrap();
 
     let loaded = LoadedTask::open(&exported.graph, &exported.plugin, 1).unwrap();
@@ -155,11 +155,11 @@ fn predictions_tell_how_far_the_devices_heat_maps_show_the_masks() {
             assert_eq!(row.located, None);
             continue;
         };
-        let volume = read(&sample.image, &ReadOptions::default()).unwrap().remove(0);
+        let volume = read(sample.image(), &ReadOptions::default()).unwrap().remove(0);
         let mask = read(mask, &ReadOptions::default()).unwrap().remove(0);
-        let prepared = loaded.prepare(&volume).unwrap();
-        let said = loaded.classify(&prepared, &context, &|_, _| ()).unwrap();
-        let heat = prepared.heatmap_volume(&said.output.heatmap, loaded.engine.grid());
+        let prepared = loaded.prepare(0, &volume).unwrap();
+        let said = loaded.classify(&[Some(&prepared)], &context, &|| ()).unwrap();
+        let heat = prepared.heatmap_volume(&said.output.views[0].heatmap, loaded.engine.views()[0].grid);
         let peak = (0..heat.len()).max_by(|&a, &b| heat[a].total_cmp(&heat[b]).then(b.cmp(&a))).unwrap();
         // Voxels of 2, 2 and 5 mm: within 4 mm are two steps along a row or a column, and one of each.
         let at = |i: usize| [i % 14, i / 14 % 14, i / 196].map(|n| n as isize);

@@ -76,11 +76,11 @@ fn a_vanished_scan_and_a_table_of_none_are_no_matter_of_skipping() {
     assert!(error.contains("none of the 12 training volumes can be read"), "{error}");
     assert!(!options.out.join(file::LAST).exists());
 
-    let table = Table::read(&options.data, &bench.task.labels, bench.task.loss, false).unwrap();
-    let cache = Cache::new(&table, &bench.task.recipe, 0).skipping(true);
+    let table = Table::read(&options.data, &bench.task, false).unwrap();
+    let cache = Cache::new(&table, &bench.task, 0).skipping(true);
     assert_eq!((cache.get(3).unwrap(), cache.skipped().len()), (None, 1));
     // A share that is not mounted must not look like a table of broken scans.
-    std::fs::remove_file(&table.samples[5].image).unwrap();
+    std::fs::remove_file(table.samples[5].image()).unwrap();
     assert!(cache.get(5).unwrap_err().to_string().contains("cannot read"));
 }
 
@@ -97,14 +97,14 @@ fn slices_on_disk_give_the_same_bits_and_are_used() {
     assert_eq!(entries(), 20);
 
     // Scans of the same length and time are taken to be the same, so that nothing is read from these.
-    let table = Table::read(&kept.data, &bench.task.labels, bench.task.loss, false).unwrap();
+    let table = Table::read(&kept.data, &bench.task, false).unwrap();
     for sample in &table.samples {
         let (length, changed) = {
-            let found = sample.image.metadata().unwrap();
+            let found = sample.image().metadata().unwrap();
             (found.len(), found.modified().unwrap())
         };
-        std::fs::write(&sample.image, vec![0; length as usize]).unwrap();
-        std::fs::File::options().write(true).open(&sample.image).unwrap().set_modified(changed).unwrap();
+        std::fs::write(sample.image(), vec![0; length as usize]).unwrap();
+        std::fs::File::options().write(true).open(sample.image()).unwrap().set_modified(changed).unwrap();
     }
     fit(&Options { out: bench.path("again"), ..kept.clone() }).unwrap();
     assert_eq!(predictions("again"), predictions("plain"));
