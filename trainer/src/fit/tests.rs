@@ -115,6 +115,19 @@ impl Bench {
         self.folder.path().join(name)
     }
 
+    /// Exports the run in the folder `run` to the folder `out`.
+    pub(crate) fn export(&self, run: &str, out: &str) -> Result<export::Exported, Error> {
+        export::export(&export::Options {
+            run: self.path(run),
+            out: self.path(out),
+            backbone: None,
+            data: None,
+            peft: None,
+            device: Device::Cpu,
+            threads: 1,
+        })
+    }
+
     pub(crate) fn options(&self, out: &str) -> Options {
         Options {
             init_from: None,
@@ -310,15 +323,7 @@ fn a_fit_in_bf16_learns_resumes_and_exports() {
     assert_eq!(last("straight").content(), last("resumed").content());
     let losses: Vec<f64> = last("straight").state.history.iter().map(|e| e.train_loss).collect();
     assert!(losses[3] < losses[0], "{losses:?}");
-    let exported = export::export(&export::Options {
-        peft: None,
-        run: bench.path("straight"),
-        out: bench.path("out"),
-        backbone: None,
-        data: None,
-        device: Device::Cpu,
-        threads: 1,
-    });
+    let exported = bench.export("straight", "out");
     assert!(exported.unwrap().parity.logits <= 1e-3);
 }
 

@@ -2,7 +2,6 @@ use runtime::engine::Engine;
 
 use super::*;
 use crate::data::Study;
-use crate::export::{self, export};
 use crate::fit::fit;
 use crate::fit::tests::Bench;
 
@@ -10,16 +9,7 @@ use crate::fit::tests::Bench;
 fn the_worst_cases_are_drawn_with_the_heat_map_that_the_graph_gives() {
     let bench = Bench::new();
     let fitted = fit(&bench.options("run")).unwrap().unwrap();
-    let exported = export(&export::Options {
-        run: bench.path("run"),
-        out: bench.path("out"),
-        backbone: None,
-        data: None,
-        peft: None,
-        device: Device::Cpu,
-        threads: 1,
-    })
-    .unwrap();
+    let exported = bench.export("run", "out").unwrap();
     let run = Run::open(&bench.path("run")).unwrap();
     let task = &run.settings().task;
     let network = run.network(&run.backbone(None).unwrap(), Device::Cpu).unwrap();

@@ -81,18 +81,7 @@ fn an_interrupted_fit_ends_with_the_same_decoder() {
 fn an_export_knows_nothing_of_the_decoder() {
     let bench = bench();
     fit(&bench.options("run")).unwrap();
-    let export = |out: &str| {
-        export::export(&export::Options {
-            peft: None,
-            run: bench.path("run"),
-            out: bench.path(out),
-            backbone: None,
-            data: None,
-            device: Device::Cpu,
-            threads: 1,
-        })
-        .unwrap()
-    };
+    let export = |out: &str| bench.export("run", out).unwrap();
     let with = export("with");
     // The same factors, query and head in a checkpoint that never had a decoder.
     let path = bench.path("run").join(file::BEST);
@@ -129,16 +118,7 @@ fn masks_that_are_missing_or_lie_elsewhere_are_refused() {
 fn predictions_tell_how_far_the_devices_heat_maps_show_the_masks() {
     let bench = bench();
     fit(&bench.options("run")).unwrap();
-    let exported = export::export(&export::Options {
-        peft: None,
-        run: bench.path("run"),
-        out: bench.path("out"),
-        backbone: None,
-        data: None,
-        device: Device::Cpu,
-        threads: 1,
-    })
-    .unwrap();
+    let exported = bench.export("run", "out").unwrap();
     assert!(exported.parity.heatmap <= 1e-4, "{:?}", exported.parity);
     let run = Run::open(&bench.path("run")).unwrap();
     let task = &run.settings().task;

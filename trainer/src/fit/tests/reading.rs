@@ -42,15 +42,7 @@ fn unreadable_scans_are_skipped_counted_and_named_where_asked_for() {
     assert_eq!(column, ["skipped", "2", "2", "2"]);
 
     // The export compares on the first scans that can be read: two of validation, two of test, and the golden cases.
-    let exported = export::export(&export::Options {
-        peft: None,
-        run: bench.path("straight"),
-        out: bench.path("out"),
-        backbone: None,
-        data: None,
-        device: Device::Cpu,
-        threads: 1,
-    });
+    let exported = bench.export("straight", "out");
     assert_eq!(exported.unwrap().parity.volumes, 6);
 
     // An interruption changes nothing.

@@ -49,16 +49,7 @@ fn a_task_of_views_is_fitted_resumed_exported_and_reproduced() {
             |view: &str| content.keys().filter(|n| n.starts_with(&format!("views.{view}.lora."))).count();
         assert!(factors("a") == factors("b") && factors("a") > 0);
 
-        let exported = export::export(&export::Options {
-            run: bench.path("run"),
-            out: bench.path("out"),
-            backbone: None,
-            data: None,
-            peft: None,
-            device: Device::Cpu,
-            threads: 1,
-        })
-        .unwrap();
+        let exported = bench.export("run", "out").unwrap();
         assert!(exported.parity.logits <= 1e-4, "{:?}", exported.parity);
         // The device merges the same graph, and does what libtorch did.
         let task = LoadedTask::merge(&backbone_path(), &exported.plugin, 1).unwrap();
