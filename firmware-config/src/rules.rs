@@ -1,6 +1,7 @@
 //! Which series a device gives to which task, as its operator says it: data, nothing that is evaluated.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +53,10 @@ pub struct Rules {
     pub max_slices: Option<usize>,
     /// No image has one of these among the values of its DICOM Image Type (0008,0008); `["LOCALIZER"]` unless said.
     pub exclude_image_type: Vec<String>,
+    /// For a task with `views`: how many minutes after the last series of a study that it takes the others are waited for; 60
+    /// unless said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub views_wait_min: Option<f64>,
     /// For a task that looks at several series of one study: what each view asks for beyond the rules above. The task
     /// waits until each view has a series of its own.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -74,12 +79,25 @@ impl Default for Rules {
             min_slices: None,
             max_slices: None,
             exclude_image_type: vec!["LOCALIZER".into()],
+            views_wait_min: None,
             views: BTreeMap::new(),
         }
     }
 }
 
+/// The default of [`Rules::views_wait_min`].
+const VIEWS_WAIT_MIN: f64 = 60.0;
+/// The greatest [`Rules::views_wait_min`], a week.
+const MOST_WAIT_MIN: f64 = 7.0 * 24.0 * 60.0;
+
 impl Rules {
+    /// [`Self::views_wait_min`] or its default.
+    pub fn views_wait(&self) -> Duration {
+        let minutes = self.views_wait_min.unwrap_or(VIEWS_WAIT_MIN);
+        // Not valid where this is none.
+        Duration::try_from_secs_f64(minutes * 60.0).unwrap_or_default()
+    }
+
     /// Checks what types cannot state; `place` is the dotted path of these rules in their file.
     pub fn validate(&self, place: &str) -> Result<(), Invalid> {
         let ranges =
@@ -116,6 +134,15 @@ impl Rules {
                 ));
             }
         }
+        if let Some(minutes) = self.views_wait_min {
+            let wrong = |expected: &str| Invalid::new(&format!("{place}.views_wait_min"), minutes, expected);
+            if self.views.is_empty() {
+                return Err(wrong("left out where there are no views to be waited for"));
+            }
+            if !(0.0..=MOST_WAIT_MIN).contains(&minutes) {
+                return Err(wrong("minutes from 0 to 10080, which is a week"));
+            }
+        }
         for (view, rules) in &self.views {
             let place = format!("{place}.views.{view}");
             check_view_name(&place, view)?;
@@ -143,6 +170,7 @@ mod tests {
             modality = ["MR"]
             contrast = true
             exclude_image_type = []
+            views_wait_min = 1.5
             [views.sagittal]
             plane = ["sagittal"]
             description = ["*t2*"]
@@ -153,6 +181,12 @@ mod tests {
         rules.validate("rules.knee").unwrap();
         assert!(rules.exclude_image_type.is_empty());
         assert_eq!(rules.views["axial"].exclude_image_type, ["LOCALIZER"]);
+        assert_eq!(rules.views_wait(), Duration::from_secs(90));
+        assert_eq!(
+            parse("[views.axial]").views_wait(),
+            Duration::from_hours(1),
+            "unless the file says otherwise"
+        );
         assert_eq!(parse(&toml::to_string(&rules).unwrap()), rules);
     }
 
@@ -167,6 +201,11 @@ mod tests {
             ("modality = [\"CT\", \" \"]", "rules.t.modality"),
             ("[views.Sag]", "rules.t.views.Sag is named"),
             ("[views.a.views.b]", "rules.t.views.a.views is there"),
+            ("views_wait_min = 5", "rules.t.views_wait_min is 5, expected left out"),
+            ("views_wait_min = -1\n[views.a]", "rules.t.views_wait_min is -1"),
+            ("views_wait_min = nan\n[views.a]", "rules.t.views_wait_min is NaN"),
+            ("views_wait_min = 10081\n[views.a]", "rules.t.views_wait_min is 10081"),
+            ("[views.a]\nviews_wait_min = 5", "rules.t.views.a.views_wait_min is 5"),
             ("[views.a]\nmin_slices = 2\nmax_slices = 1", "rules.t.views.a.max_slices"),
         ] {
             let error = parse(text).validate("rules.t").unwrap_err().to_string();

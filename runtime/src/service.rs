@@ -21,6 +21,8 @@ mod jobs;
 pub mod machine;
 pub mod notify;
 mod preliminary;
+mod series;
+mod studies;
 pub mod tasks;
 
 use std::collections::BTreeSet;

@@ -28,6 +28,7 @@ mod recovery;
 mod retention;
 mod rows;
 mod spool;
+mod studies;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -151,9 +152,53 @@ pub struct Job {
     pub tries: u32,
     /// By task, the `result_id` of the last final or refused result of an earlier revision.
     pub replaces: BTreeMap<String, String>,
+    /// Of a job of one task about a study, which task, and since when it waits; the job is not about the others.
+    pub study: Option<StudyJob>,
     /// Why the job is in quarantine: it must not be computed again, but be ended by [`Store::finish`] with results of kind
     /// [`Kind::Refused`].
     pub quarantined: Option<String>,
+}
+
+/// Which task a job about a study is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StudyJob {
+    /// The task's name.
+    pub task: String,
+    /// When the last of the study's series that it takes was worked on, ms since 1970.
+    pub since: i64,
+}
+
+/// A task that looks at several series of a study is to have a job of its own, see [`Store::end`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wait {
+    /// The task's name.
+    pub task: String,
+    /// When its job's turn comes, ms since 1970: at once where the study has all that the task needs.
+    pub until: i64,
+}
+
+/// What follows from a job, see [`Store::end`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ending<'a> {
+    /// To be kept.
+    pub results: &'a [StoredResult],
+    /// To be sent.
+    pub messages: &'a [OutboxMessage],
+    /// Other series that the results are about too.
+    pub also: &'a [String],
+    /// The tasks that look at the job's series together with others of its study.
+    pub waits: &'a [Wait],
+}
+
+/// A complete series of a study.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StudySeries {
+    /// DICOM Series Instance UID (0020,000E).
+    pub series_uid: String,
+    /// All instances of its last revision, in the order in which they were received.
+    pub instances: Vec<StoredInstance>,
+    /// By task, the `result_id` of its last final or refused result.
+    pub results: BTreeMap<String, String>,
 }
 
 /// What follows from a failed try.
@@ -212,8 +257,10 @@ pub struct Counts {
     pub open_series: u64,
     /// Instances stored.
     pub instances: u64,
-    /// Jobs in the queue that nobody works on.
+    /// Jobs in the queue that nobody works on and whose turn may come.
     pub waiting: u64,
+    /// Jobs of tasks that wait for other series of a study.
+    pub awaiting_views: u64,
     /// Jobs that somebody works on.
     pub running: u64,
     /// Jobs given up, until retention.
@@ -289,16 +336,27 @@ impl Store {
         Spool::create(&self.budget, self.folder.join("spool").join(number.to_string()))
     }
 
-    /// How much there is of everything.
-    pub fn counts(&self) -> Result<Counts, StoreError> {
-        let running = locked(&self.running).len() as u64;
+    /// How much there is of everything at `now`, ms since 1970.
+    pub fn counts(&self, now: i64) -> Result<Counts, StoreError> {
+        let running = locked(&self.running).clone();
         let mut counts = self.index.read(|txn| {
+            let (mut waiting, mut awaiting_views) = (0, 0);
+            for entry in txn.open_table(JOBS)?.iter()? {
+                let (id, job) = entry?;
+                if running.contains(&JobId(id.value())) {
+                    continue;
+                }
+                let waits = decode::<rows::JobRow>(job.value())?.waits_at(now);
+                waiting += u64::from(!waits);
+                awaiting_views += u64::from(waits);
+            }
             let outbox = txn.open_table(OUTBOX)?;
             Ok(Counts {
                 open_series: txn.open_table(OPEN)?.len()?,
                 instances: txn.open_table(index::INSTANCES)?.len()?,
-                waiting: txn.open_table(JOBS)?.len()?,
-                running,
+                waiting,
+                awaiting_views,
+                running: running.len() as u64,
                 quarantined: txn.open_table(QUARANTINE)?.len()?,
                 results: txn.open_table(RESULTS)?.len()?,
                 outbox: outbox.len()?,
@@ -306,7 +364,6 @@ impl Store {
                 ..Counts::default()
             })
         })?;
-        counts.waiting = counts.waiting.saturating_sub(running);
         counts.bytes = self.budget.used();
         counts.free_bytes = self.budget.free()?;
         Ok(counts)

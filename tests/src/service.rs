@@ -376,10 +376,24 @@ pub fn series(
     dims: [usize; 3],
     edit: impl FnMut(usize, &mut InMemDicomObject),
 ) -> Result<Vec<PathBuf>> {
+    series_along("LPS", folder, number, dims, edit)
+}
+
+/// As [`series`], whose axes lie as `codes` say; the third is the one across the slices.
+///
+/// # Errors
+/// Where the disk fails.
+pub fn series_along(
+    codes: &str,
+    folder: &Path,
+    number: usize,
+    dims: [usize; 3],
+    edit: impl FnMut(usize, &mut InMemDicomObject),
+) -> Result<Vec<PathBuf>> {
     let slice = dims[0] * dims[1];
     let voxel = |n: usize| ((n * 7 + n / slice * 131 + number * 17) % 1000) as f32;
     let voxels = (0..dims.iter().product()).map(voxel).collect();
-    let codes: AxisCodes = "LPS".parse()?;
+    let codes: AxisCodes = codes.parse()?;
     let volume = Volume::from_parts(dims, voxels, codes.centred([2.0, 2.0, 4.0], dims));
     let place = folder.join(number.to_string());
     fs::create_dir(&place)?;
@@ -389,6 +403,18 @@ pub fn series(
     let mut files = files?;
     files.sort();
     Ok(files)
+}
+
+/// Checks that everything that a service's result says of a scan is what `infer` says, to the last bit.
+///
+/// # Panics
+/// Where it is not.
+pub fn assert_same(service: &TaskResult, offline: &TaskResult) {
+    let mut expected = offline.clone();
+    expected.created.clone_from(&service.created);
+    expected.timings_ms.clone_from(&service.timings_ms);
+    expected.input.completion = service.input.completion;
+    assert_eq!(*service, expected);
 }
 
 /// The next result that a subscriber gets; states and health messages are passed over.

@@ -15,7 +15,7 @@ use tests::fixture::Fixture;
 use tests::mosquitto::Mosquitto;
 use tests::programs::{program, run};
 use tests::scanner::{self, dcmtk};
-use tests::service::{EdgeBox, PATIENCE, Site, next_result, series, series_uid};
+use tests::service::{EdgeBox, PATIENCE, Site, assert_same, next_result, series, series_uid};
 
 /// Of every series here, but for the number of slices.
 fn dims(slices: usize) -> [usize; 3] {
@@ -40,15 +40,6 @@ fn offline(site: &Site, number: usize) -> TaskResult {
         .arg(stored));
     outcome.success();
     serde_json::from_str(&outcome.stdout).unwrap()
-}
-
-/// Everything that a result says of a scan is what `infer` says, to the last bit.
-fn assert_same(service: &TaskResult, offline: &TaskResult) {
-    let mut expected = offline.clone();
-    expected.created.clone_from(&service.created);
-    expected.timings_ms.clone_from(&service.timings_ms);
-    expected.input.completion = service.input.completion;
-    assert_eq!(*service, expected);
 }
 
 /// A task that needs only the slice itself, and one that needs the whole volume.

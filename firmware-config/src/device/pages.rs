@@ -105,6 +105,7 @@ effect now. `scanside why SERIES --config device.toml` tells for each task which
 | `min_slices`, `max_slices` | number of slices |
 | `exclude_image_type` | no image has one of these in Image Type (0008,0008); `[\"LOCALIZER\"]` unless given |
 | `views.NAME` | for a task over several series of a study: what each view asks beyond the rules above |
+| `views_wait_min` | how many minutes after the last series of a study that such a task takes it waits for the others; 60 unless given |
 ";
 
 fn row(section: &Section, key: &Key) -> String {

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
-use runtime::ingest::rules::{Decision, ObservedSeries, decide_for};
+use firmware_config::{Manifest, MissingViews};
+use runtime::ingest::rules::{Decision, ObservedSeries, StudyDecision, decide_for, decide_study_for};
 use runtime::plugin::Plugin;
 use runtime::slots::Slots;
 use runtime::volume::{Header, VolumeError};
@@ -14,7 +15,7 @@ use super::{Fault, config, say};
 /// Tell for each task on this device which rule takes or refuses a series, and on what value.
 #[derive(Args)]
 pub struct Why {
-    /// The series: a DICOM file, or a folder with one series or several.
+    /// The series: a DICOM file, or a folder with one series or several, such as a study for a task of several views.
     series: PathBuf,
     /// The service's configuration.
     #[arg(long, value_name = "device.toml")]
@@ -38,19 +39,64 @@ impl Why {
                 device.data_dir.display()
             )));
         }
-        for series in self.series()? {
+        let rules_of = |manifest: &Manifest| {
+            device.tasks.iter().find(|task| task.name == manifest.task.name).map(|task| &task.rules)
+        };
+        let all = self.series()?;
+        for series in &all {
             if !self.json {
-                say::line(&describe(&series))?;
+                say::line(&describe(series))?;
             }
             for manifest in &plugins {
-                let name = &manifest.task.name;
-                let rules = device.tasks.iter().find(|task| task.name == *name).map(|task| &task.rules);
-                let decision = decide_for(manifest, rules, &series);
+                let decision = decide_for(manifest, rules_of(manifest), series);
                 if self.json {
                     let line = serde_json::json!({ "series_uid": series.series_uid, "decision": decision });
                     say::line(&line.to_string())?;
                 } else {
                     say::line(&explain(&decision))?;
+                }
+            }
+        }
+        self.studies(&all, |study| {
+            let several = plugins.iter().filter(|manifest| !manifest.views.is_empty());
+            several
+                .map(|manifest| (manifest, decide_study_for(manifest, rules_of(manifest), study)))
+                .collect()
+        })
+    }
+
+    /// Tells of each study which of its series each task of several views takes for which.
+    fn studies<'a>(
+        &self,
+        all: &[ObservedSeries],
+        decide: impl Fn(&[ObservedSeries]) -> Vec<(&'a Manifest, StudyDecision)>,
+    ) -> Result<(), Fault> {
+        let mut studies: BTreeMap<&str, Vec<ObservedSeries>> = BTreeMap::new();
+        for series in all {
+            // One that names no study is alone.
+            let key = series.study_uid.as_deref().unwrap_or(&series.series_uid);
+            studies.entry(key).or_default().push(series.clone());
+        }
+        for series in studies.values() {
+            let (study_uid, decisions) = (&series[0].study_uid, decide(series));
+            if !self.json && !decisions.is_empty() {
+                let named = study_uid.as_deref().unwrap_or("without a UID");
+                say::line(&format!("study {named} ({} series)", series.len()))?;
+            }
+            for (manifest, StudyDecision { views, missing, .. }) in decisions {
+                let task = &manifest.task.name;
+                if self.json {
+                    let decision = serde_json::json!({ "task": task, "views": views, "missing": missing });
+                    say::line(
+                        &serde_json::json!({ "study_uid": study_uid, "decision": decision }).to_string(),
+                    )?;
+                    continue;
+                }
+                say::line(&format!("  {task} {}", verdict(manifest.missing_views, &missing, views.len())))?;
+                for view in manifest.views.keys() {
+                    let mark = if views.contains_key(view) { "ok  " } else { "NO  " };
+                    let series = views.get(view).map_or("no series".into(), |uid| format!("series {uid}"));
+                    say::line(&format!("    {mark}{view}: {series}"))?;
                 }
             }
         }
@@ -91,6 +137,18 @@ impl Why {
             return Err(Fault::File { path: self.series.clone(), problem });
         }
         Ok(series)
+    }
+}
+
+/// What becomes of a study.
+fn verdict(missing_views: MissingViews, missing: &[String], found: usize) -> String {
+    match (missing, missing_views) {
+        ([], _) => "classifies it".into(),
+        (missing, MissingViews::Pool) if found > 0 => {
+            format!("waits for {}, and then classifies what is there", missing.join(", "))
+        }
+        (missing, _) if found > 0 => format!("waits for {}, and then refuses it", missing.join(", ")),
+        _ => "does not take it".into(),
     }
 }
 

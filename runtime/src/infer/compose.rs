@@ -209,6 +209,21 @@ impl Input {
     }
 }
 
+impl Input {
+    /// The DICOM series of a task's views.
+    pub fn study(study_uid: Option<String>, views: BTreeMap<String, ViewInput>, context: &Context) -> Self {
+        Self {
+            kind: SourceKind::Dicom,
+            study_uid,
+            series_uid: None,
+            instances: views.values().map(|view| view.instances).sum(),
+            digest: views_digest(&views),
+            completion: context.completion,
+            views,
+        }
+    }
+}
+
 fn labels(manifest: &Manifest, logits: &[f32]) -> Vec<LabelResult> {
     let probabilities = manifest.activation.probabilities(logits, manifest.temperature);
     let all = manifest.labels.iter().zip(logits).zip(probabilities);

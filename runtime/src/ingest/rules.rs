@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use firmware_config::{Accepts, Manifest, Pattern, Plane, Rules};
 
 pub use observed::ObservedSeries;
-pub use study::{StudyDecision, decide_study};
+pub use study::{StudyDecision, decide_study, decide_study_for};
 
 use crate::volume::Header;
 
@@ -99,16 +99,35 @@ pub fn decide(
     decision
 }
 
-/// As [`decide`], for an installed plugin. Plugins look at one series each, so that rules for several views ask for what
-/// this one cannot do; it then takes none, rather than any of them.
+/// As [`decide`], for an installed plugin. The device's rules must name the plugin's views, each and no other: without that the
+/// plugin takes no series, rather than one for a view that it does not belong to.
 pub fn decide_for(manifest: &Manifest, rules: Option<&Rules>, series: &ObservedSeries) -> Decision {
     let mut decision = decide(&manifest.task.name, manifest.accepts.as_ref(), rules, series);
-    if rules.is_some_and(|rules| !rules.views.is_empty()) {
-        let (expected, found) = ("a plugin of several views".to_owned(), "a plugin of one view".to_owned());
-        decision.reasons.push(reason("rules.views", expected, found, false));
-        decision.accepted = false;
-    }
+    let wrong = views_that_differ(manifest, rules);
+    decision.accepted &= wrong.is_empty();
+    decision.reasons.extend(wrong);
     decision
+}
+
+/// Which views only one of plugin and rules knows.
+fn views_that_differ(manifest: &Manifest, rules: Option<&Rules>) -> Vec<Reason> {
+    let default = Rules::default();
+    let (views, rules) = (&manifest.views, &rules.unwrap_or(&default).views);
+    let wrong = |rule: &str, expected: &str, found: &str| reason(rule, expected.into(), found.into(), false);
+    if views.is_empty() {
+        let several = (!rules.is_empty())
+            .then(|| wrong("rules.views", "a plugin of several views", "a plugin of one view"));
+        return several.into_iter().collect();
+    }
+    let names = views.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let absent = views.keys().filter(|view| !rules.contains_key(*view)).map(|view| {
+        let expected = format!("a table of the device that says which series the plugin's view {view} gets");
+        wrong(&format!("rules.views.{view}"), &expected, "a configuration without it")
+    });
+    let unknown = rules.keys().filter(|view| !views.contains_key(*view)).map(|view| {
+        wrong(&format!("rules.views.{view}"), &format!("one of the plugin's views {names}"), view)
+    });
+    absent.chain(unknown).collect()
 }
 
 /// Whether `task` may take the series that an image belongs to, by that image alone: what only the whole series can say

@@ -68,14 +68,17 @@ impl Core {
         context
     }
 
-    /// The result as the broker is to get it; counted as made.
-    pub fn message(&self, result: &TaskResult) -> Message {
+    /// Counts a result that is durable.
+    pub fn count(&self, kind: Kind) {
         let mut totals = self.totals();
-        *totals.results.entry(result.kind.as_str().to_owned()).or_default() += 1;
-        if result.kind == Kind::Final {
+        *totals.results.entry(kind.as_str().to_owned()).or_default() += 1;
+        if kind == Kind::Final {
             totals.last = Some(self.clock.wall());
         }
-        drop(totals);
+    }
+
+    /// The result as the broker is to get it.
+    pub fn message(&self, result: &TaskResult) -> Message {
         let uids = self.key.as_ref().map_or(UidForm::Plain, UidForm::Hashed);
         Message::result(result, &self.site, &self.device, uids)
     }

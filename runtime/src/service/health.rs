@@ -24,6 +24,9 @@ pub struct Health {
     pub open_series: u64,
     /// Series that wait to be classified.
     pub waiting: u64,
+    /// Series of which a task waits for others of their study.
+    #[serde(default)]
+    pub awaiting_views: u64,
     /// Series that are being classified.
     pub running: u64,
     /// Series that were given up, until retention.
@@ -47,8 +50,17 @@ impl Health {
     pub const SCHEMA: &'static str = "scanside.health/1";
 
     fn of(snapshot: &Snapshot) -> Self {
-        let Counts { open_series, waiting, running, quarantined, outbox, bytes, free_bytes, .. } =
-            snapshot.store.unwrap_or_default();
+        let Counts {
+            open_series,
+            waiting,
+            awaiting_views,
+            running,
+            quarantined,
+            outbox,
+            bytes,
+            free_bytes,
+            ..
+        } = snapshot.store.unwrap_or_default();
         let time = |ms: i64| rfc3339(UNIX_EPOCH + Duration::from_millis(u64::try_from(ms).unwrap_or(0)));
         Self {
             schema: Self::SCHEMA.into(),
@@ -56,6 +68,7 @@ impl Health {
             uptime_s: snapshot.uptime.as_secs(),
             open_series,
             waiting,
+            awaiting_views,
             running,
             quarantined,
             outbox,
@@ -71,7 +84,7 @@ impl Health {
 impl Core {
     /// How the service is doing.
     pub fn snapshot(&self) -> Snapshot {
-        let counts = self.store.counts();
+        let counts = self.store.counts(self.clock.wall());
         let trouble = match &counts {
             Err(error) => Some(error.to_string()),
             Ok(counts) => self.trouble(counts),

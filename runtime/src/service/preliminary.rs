@@ -40,7 +40,9 @@ pub(super) fn observe(core: &Core, series_uid: &str) {
         drop(quarters);
         let published = message(core, &task, &done).and_then(|message| {
             let Some(message) = message else { return Ok(()) };
-            Ok(core.store.enqueue(&[message], core.clock.wall())?)
+            core.store.enqueue(&[message], core.clock.wall())?;
+            core.count(Kind::Preliminary);
+            Ok(())
         });
         match published {
             Ok(()) => core.wake_session(),

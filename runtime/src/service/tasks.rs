@@ -9,13 +9,16 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use firmware_config::device::TaskRules;
 use firmware_config::{Rules, Task};
 
 use crate::Error;
 use crate::infer::LoadedTask;
-use crate::ingest::rules::{Decision, ObservedSeries, decide_for, may_accept};
+use crate::ingest::rules::{
+    Decision, ObservedSeries, StudyDecision, decide_for, decide_study_for, may_accept,
+};
 use crate::slots::Slots;
 use crate::volume::Header;
 
@@ -140,6 +143,14 @@ impl Tasks {
             (task, decision)
         };
         self.current().into_iter().map(one).collect()
+    }
+
+    /// Which of a study's complete series a task of several views takes for which, and how long it waits for the others.
+    pub fn decide_study(&self, task: &LoadedTask, study: &[ObservedSeries]) -> (StudyDecision, Duration) {
+        let manifest = &task.plugin.manifest;
+        let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
+        let rules = rules.get(&manifest.task.name);
+        (decide_study_for(manifest, rules, study), rules.map(Rules::views_wait).unwrap_or_default())
     }
 
     /// The tasks that may take the series of this image, and take it slice by slice.

@@ -9,8 +9,12 @@ use super::index::{
     row,
 };
 use super::outbox::append;
-use super::rows::{JobRow, QuarantineRow, ResultRow, SeriesRow};
-use super::{Completion, Failure, Job, JobId, Kind, OutboxMessage, Store, StoreError, StoredResult, locked};
+use super::rows::{JobRow, QuarantineRow, ResultRow, SeriesRow, StudyRow};
+use super::studies;
+use super::{
+    Completion, Ending, Failure, Job, JobId, Kind, OutboxMessage, Store, StoreError, StoredResult, StudyJob,
+    locked,
+};
 
 impl Store {
     /// Ends a revision of a series with all instances so far, and queues its job. None if no instance has come since the last revision.
@@ -37,6 +41,7 @@ impl Store {
                 tries: 0,
                 reason: None,
                 quarantined: false,
+                study: None,
             };
             of_series.closed = of_series.instances;
             of_series.revisions += 1;
@@ -52,11 +57,12 @@ impl Store {
 
     /// The job whose turn it is, or None. Its try is counted durably first, so that a series that ends the process is not tried for ever; each
     /// try puts it at the end of the queue. The revisions of one series come in their order, one at a time. A job that was running when the process ended waits again.
+    /// A job about a study is not taken while it waits for other series.
     ///
     /// A job whose last try ended the process is put into quarantine and given with [`Job::quarantined`] set.
     pub fn take(&self, now: i64) -> Result<Option<Job>, StoreError> {
         let mut running = locked(&self.running);
-        let Some(id) = self.index.read(|txn| next(&txn.open_table(JOBS)?, &running))? else {
+        let Some(id) = self.index.read(|txn| next(&txn.open_table(JOBS)?, &running, now))? else {
             return Ok(None);
         };
         let job = self.index.write(|txn| {
@@ -77,7 +83,7 @@ impl Store {
         Ok(Some(job))
     }
 
-    /// Ends a job: it leaves the queue, its results are kept and its messages wait to be sent, in one transaction.
+    /// [`Self::end`] of a job whose results are about its own series.
     ///
     /// # Errors
     /// [`StoreError::NoSuchJob`] if it has ended before.
@@ -88,27 +94,30 @@ impl Store {
         messages: &[OutboxMessage],
         now: i64,
     ) -> Result<(), StoreError> {
+        self.end(job, &Ending { results, messages, ..Ending::default() }, now)
+    }
+
+    /// Ends a job, in one transaction: it leaves the queue, its results are kept and its messages wait to be sent.
+    ///
+    /// Results about other series too are kept for each; the jobs that the job's task has there are answered by them, and end.
+    /// Each task that waits gets a job of its own about the study, unless the series has one; those of the study's other series
+    /// then wait as long.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchJob`] if it has ended before.
+    pub fn end(&self, job: JobId, ending: &Ending<'_>, now: i64) -> Result<(), StoreError> {
         let mut running = locked(&self.running);
         self.index.write(|txn| {
             let ended = job_row(txn, job)?;
-            txn.open_table(JOBS)?.remove(job.0)?;
-            let mut series = txn.open_table(SERIES)?;
-            let mut of_series: SeriesRow = row(&series, &ended.series_uid)?.unwrap_or_default();
-            of_series.jobs = of_series.jobs.saturating_sub(1);
-            of_series.last = of_series.last.max(now);
-            let mut table = txn.open_table(RESULTS)?;
-            for result in results {
-                let StoredResult { result_id, task, kind, json } = result.clone();
-                if matches!(kind, Kind::Final | Kind::Refused) {
-                    of_series.results.insert(task.clone(), result_id.clone());
-                }
-                let kept = ResultRow { task, kind, stored: now, json };
-                if table.insert(result_id.as_str(), encode(&kept)?.as_slice())?.is_none() {
-                    of_series.all_results.push(result_id);
-                }
+            remove(txn, job, &ended)?;
+            keep(txn, &ended.series_uid, ending, now)?;
+            if let Some(study) = &ended.study {
+                studies::answer(txn, &study.task, ending.also, &running)?;
             }
-            series.insert(ended.series_uid.as_str(), encode(&of_series)?.as_slice())?;
-            append(txn, messages, now)
+            for wait in ending.waits {
+                studies::wait(txn, &ended, wait, &running, now)?;
+            }
+            append(txn, ending.messages, now)
         })?;
         running.remove(&job);
         Ok(())
@@ -169,6 +178,13 @@ impl Store {
         })
     }
 
+    /// A result that is kept.
+    pub fn result(&self, result_id: &str) -> Result<Option<StoredResult>, StoreError> {
+        let found: Option<ResultRow> = self.index.read(|txn| row(&txn.open_table(RESULTS)?, result_id))?;
+        let result_id = result_id.to_owned();
+        Ok(found.map(|ResultRow { task, kind, json, .. }| StoredResult { result_id, task, kind, json }))
+    }
+
     fn job(&self, txn: &WriteTransaction, id: JobId, job: JobRow) -> Result<Job, Fault> {
         let series: SeriesRow = row(&txn.open_table(SERIES)?, &job.series_uid)?.unwrap_or_default();
         Ok(Job {
@@ -180,22 +196,69 @@ impl Store {
             completion: job.completion,
             tries: job.tries,
             replaces: series.results,
+            study: job.study.map(|StudyRow { task, since, .. }| StudyJob { task, since }),
             quarantined: if job.quarantined { job.reason } else { None },
         })
     }
 }
 
-/// Of the jobs that nobody works on, each the first of its series, the one whose turn comes first.
+impl JobRow {
+    /// Whether the job waits for other series.
+    pub(super) fn waits_at(&self, now: i64) -> bool {
+        self.study.as_ref().is_some_and(|study| study.until > now)
+    }
+}
+
+/// Takes a job out of the queue.
+pub(super) fn remove(txn: &WriteTransaction, id: JobId, job: &JobRow) -> Result<(), Fault> {
+    txn.open_table(JOBS)?.remove(id.0)?;
+    let mut series = txn.open_table(SERIES)?;
+    let mut of_series: SeriesRow = row(&series, &job.series_uid)?.unwrap_or_default();
+    of_series.jobs = of_series.jobs.saturating_sub(1);
+    series.insert(job.series_uid.as_str(), encode(&of_series)?.as_slice())?;
+    Ok(())
+}
+
+/// Keeps results for the series of the job that has ended, and for the others that they are about.
+fn keep(txn: &WriteTransaction, own: &str, ending: &Ending<'_>, now: i64) -> Result<(), Fault> {
+    let all: Vec<&str> = [own].into_iter().chain(ending.also.iter().map(String::as_str)).collect();
+    let mut results = txn.open_table(RESULTS)?;
+    for StoredResult { result_id, task, kind, json } in ending.results.iter().cloned() {
+        let series = if all.len() > 1 { all.iter().map(|&uid| uid.to_owned()).collect() } else { Vec::new() };
+        let kept = ResultRow { task, kind, stored: now, json, series };
+        results.insert(result_id.as_str(), encode(&kept)?.as_slice())?;
+    }
+    let mut table = txn.open_table(SERIES)?;
+    for uid in all {
+        // Another series may be swept since it was looked at.
+        let Some(mut series) = row::<_, SeriesRow>(&table, uid)? else { continue };
+        series.last = series.last.max(now);
+        for StoredResult { result_id, task, kind, .. } in ending.results {
+            if matches!(kind, Kind::Final | Kind::Refused) {
+                series.results.insert(task.clone(), result_id.clone());
+            }
+            if !series.all_results.contains(result_id) {
+                series.all_results.push(result_id.clone());
+            }
+        }
+        table.insert(uid, encode(&series)?.as_slice())?;
+    }
+    Ok(())
+}
+
+/// Of the jobs that nobody works on, each the first of its series, the one whose turn comes first. One that waits for other series
+/// is passed over and holds nothing up.
 fn next(
     jobs: &impl ReadableTable<u64, &'static [u8]>,
     running: &HashSet<JobId>,
+    now: i64,
 ) -> Result<Option<JobId>, Fault> {
     let mut series = HashSet::new();
     let mut first: Option<(u64, JobId)> = None;
     for entry in jobs.iter()? {
         let (id, value) = entry?;
         let (id, job) = (JobId(id.value()), decode::<JobRow>(value.value())?);
-        if series.insert(job.series_uid) && !running.contains(&id) {
+        if !job.waits_at(now) && series.insert(job.series_uid) && !running.contains(&id) {
             first = Some(first.map_or((job.turn, id), |first| first.min((job.turn, id))));
         }
     }

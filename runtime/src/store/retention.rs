@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use redb::{ReadableTable, WriteTransaction};
 
 use super::index::{Fault, INSTANCES, NUMBER_BYTES, NUMBERS, QUARANTINE, RESULTS, SERIES, decode, row};
-use super::rows::{QuarantineRow, SeriesRow};
+use super::rows::{QuarantineRow, ResultRow, SeriesRow};
 use super::{Store, StoreError, locked};
 
 /// What [`Store::sweep`] removed.
@@ -28,6 +28,21 @@ impl SeriesRow {
     fn is_over(&self, now: i64, keep_ms: i64) -> bool {
         self.jobs == 0 && self.instances == self.closed && now.saturating_sub(self.last) >= keep_ms
     }
+}
+
+/// Whether a series that is there has a result too.
+fn is_kept_for_others(
+    series: &impl ReadableTable<&'static str, &'static [u8]>,
+    results: &impl ReadableTable<&'static str, &'static [u8]>,
+    id: &String,
+) -> Result<bool, Fault> {
+    let about = row::<_, ResultRow>(results, id)?.map_or_else(Vec::new, |result| result.series);
+    for uid in about {
+        if row::<_, SeriesRow>(series, &uid)?.is_some_and(|row| row.all_results.contains(id)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 impl Store {
@@ -87,7 +102,9 @@ impl Store {
         }
         let mut results = txn.open_table(RESULTS)?;
         for id in &of_series.all_results {
-            swept.results += u64::from(results.remove(id.as_str())?.is_some());
+            if !is_kept_for_others(&series, &results, id)? {
+                swept.results += u64::from(results.remove(id.as_str())?.is_some());
+            }
         }
         let mut quarantine = txn.open_table(QUARANTINE)?;
         let mut given_up = Vec::new();

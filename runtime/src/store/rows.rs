@@ -55,6 +55,20 @@ pub(super) struct JobRow {
     pub reason: Option<String>,
     /// Whether it is in quarantine.
     pub quarantined: bool,
+    /// Of a job of one task about a study.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub study: Option<StudyRow>,
+}
+
+/// What a task waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StudyRow {
+    pub task: String,
+    pub study_uid: Option<String>,
+    /// Since when it waits.
+    pub since: i64,
+    /// The job is not taken before.
+    pub until: i64,
 }
 
 /// A result. Key: its id.
@@ -64,6 +78,9 @@ pub(super) struct ResultRow {
     pub kind: Kind,
     pub stored: i64,
     pub json: String,
+    /// Of a result about several series, these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub series: Vec<String>,
 }
 
 /// Why a job was given up. Key: the job's id.

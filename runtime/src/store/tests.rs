@@ -3,6 +3,7 @@
 mod day;
 mod power_cuts;
 mod sim;
+mod studies;
 
 use std::fs;
 use std::io::Write;
@@ -90,7 +91,7 @@ fn an_instance_becomes_a_job_a_result_and_a_message() {
     assert_eq!(store.outbox(0, 9).unwrap(), waiting[1..]);
     store.enqueue(&[message("c")], 5000).unwrap();
     assert_eq!(store.outbox(0, 9).unwrap().len(), 2);
-    let counts = store.counts().unwrap();
+    let counts = store.counts(0).unwrap();
     assert_eq!((counts.outbox, counts.oldest_message, counts.results), (2, Some(4000), 1));
 }
 
@@ -193,7 +194,7 @@ fn what_is_over_is_swept_and_nothing_else() {
     assert!(!path.parent().unwrap().exists());
     assert!(store.instances("over").unwrap().is_empty() && store.results("over").unwrap().is_empty());
     assert_eq!(store.outbox(0, 9).unwrap().len(), 2, "messages stay");
-    assert_eq!(store.counts().unwrap().bytes, 12);
+    assert_eq!(store.counts(0).unwrap().bytes, 12);
     assert_eq!(store.sweep(-5, 5000).unwrap(), Swept::default(), "a clock that jumps back removes nothing");
     // The same instance sent again is a new series.
     assert_eq!(put(&store, "over", "1", b"1234"), Put::New);
@@ -217,7 +218,7 @@ fn a_store_that_is_full_says_so_before_and_while_an_instance_is_received() {
     assert!(error.is_full() && matches!(error, StoreError::Full { used: 11, max: 10, .. }), "{error}");
     assert!(!error.is_bad_input());
     drop(spool);
-    assert_eq!(store.counts().unwrap().bytes, 6, "what was not put is given back");
+    assert_eq!(store.counts(0).unwrap().bytes, 6, "what was not put is given back");
     let spool = store.spool().unwrap();
     assert_eq!(fs::read_dir(folder.path().join("spool")).unwrap().count(), 1);
     drop(spool);
@@ -347,7 +348,7 @@ fn what_is_swept_while_it_is_put_again_is_there_or_was_never_acknowledged() {
     let there = store.instances("s").unwrap();
     assert!(there.iter().all(|stored| fs::read(&stored.path).unwrap() == stored.sop_uid.as_bytes()));
     let bytes: u64 = there.iter().map(|stored| stored.bytes).sum();
-    assert_eq!(store.counts().unwrap().bytes, bytes);
+    assert_eq!(store.counts(0).unwrap().bytes, bytes);
     let recovery = reopen(&folder, store).1;
     assert_eq!((recovery.missing.len(), recovery.orphans), (0, 0));
 }

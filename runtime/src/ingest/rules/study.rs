@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use firmware_config::{Accepts, Rules};
+use firmware_config::{Accepts, Manifest, Rules};
 
-use super::{Decision, ObservedSeries, decide};
+use super::{Decision, ObservedSeries, decide, decide_for, views_that_differ};
 
 /// Whether a task that needs several named views has a series for each.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +21,13 @@ impl StudyDecision {
     /// Whether no view waits.
     pub fn ready(&self) -> bool {
         self.missing.is_empty() && !self.views.is_empty()
+    }
+}
+
+impl StudyDecision {
+    /// The view that a series is taken for.
+    pub fn view_of(&self, series_uid: &str) -> Option<&str> {
+        self.views.iter().find(|(_, uid)| *uid == series_uid).map(|(view, _)| view.as_str())
     }
 }
 
@@ -58,6 +65,25 @@ pub fn decide_study(
     let missing = names.into_iter().filter(|view| !views.contains_key(*view)).cloned().collect();
     let uids = series.iter().map(|s| s.series_uid.clone());
     StudyDecision { missing, views, decisions: uids.zip(decisions).collect() }
+}
+
+/// As [`decide_study`], for an installed plugin of several views; without rules for just its views it takes nothing, see
+/// [`decide_for`].
+pub fn decide_study_for(
+    manifest: &Manifest,
+    rules: Option<&Rules>,
+    study: &[ObservedSeries],
+) -> StudyDecision {
+    let default = Rules::default();
+    let rules = rules.unwrap_or(&default);
+    if !views_that_differ(manifest, Some(rules)).is_empty() {
+        let decide =
+            |series: &ObservedSeries| (series.series_uid.clone(), decide_for(manifest, Some(rules), series));
+        let decisions = study.iter().map(decide).collect();
+        let missing = manifest.views.keys().cloned().collect();
+        return StudyDecision { views: BTreeMap::new(), missing, decisions };
+    }
+    decide_study(&manifest.task.name, manifest.accepts.as_ref(), rules, study)
 }
 
 /// Finds a series for `view`, moving other views to other series where that helps.

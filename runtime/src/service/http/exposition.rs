@@ -63,6 +63,7 @@ fn store(page: &mut Page, counts: &Counts) {
         ("series_open", "Series with instances that are part of no job.", c.open_series),
         ("instances_stored", "Instances in the store.", c.instances),
         ("jobs_waiting", "Jobs in the queue.", c.waiting),
+        ("jobs_awaiting_views", "Jobs that wait for other series of a study.", c.awaiting_views),
         ("jobs_running", "Jobs being worked on.", c.running),
         ("jobs_quarantined", "Jobs given up, until retention.", c.quarantined),
         ("results_stored", "Results in the store.", c.results),

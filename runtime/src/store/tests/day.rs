@@ -33,8 +33,9 @@ pub enum Step {
     Restart,
 }
 
-/// Series `poison` fails every time. Instances of A and B come in turns, one twice; A gets a late one while its job runs.
-pub const DAY: [Step; 24] = [
+/// Series `poison` fails every time. Instances of A and B come in turns, one twice; A gets a late one while its job runs. A task looks
+/// at V and W together, and waits for W over a restart.
+pub const DAY: [Step; 31] = [
     Step::Receive(&[("A", "1")]),
     Step::Receive(&[("A", "2"), ("B", "1"), ("B", "2")]),
     Step::Receive(&[("A", "2")]),
@@ -58,8 +59,18 @@ pub const DAY: [Step; 24] = [
     Step::Work,
     Step::Deliver(1),
     Step::Receive(&[("D", "1")]),
+    Step::Receive(&[("V", "1"), ("W", "1"), ("W", "2")]),
+    Step::Close("V"),
+    Step::Work,
+    Step::Restart,
+    Step::Close("W"),
+    Step::Work,
+    Step::Deliver(1),
     Step::Restart,
 ];
+
+/// The task that looks at two series, and what it says of them.
+const PAIR: &str = "pair";
 
 /// What the store has promised, and what it was asked for without having promised it yet.
 #[derive(Debug, Clone, Default)]
@@ -76,6 +87,8 @@ pub struct Facts {
     sent: BTreeSet<String>,
     delivered: BTreeSet<u64>,
     finished: BTreeSet<JobId>,
+    /// Jobs of the task that looks at two series.
+    pairs: u64,
     tries: BTreeMap<JobId, u32>,
 }
 
@@ -250,6 +263,9 @@ impl Service {
                 self.receive(keys, now)?;
             }
         }
+        if job.study.is_some() {
+            return self.pair(&job, now);
+        }
         let kind = if job.series_uid == "poison" { Kind::Refused } else { Kind::Final };
         if kind == Kind::Refused && job.quarantined.is_none() {
             match self.store().fail(job.id, "poison", now).map_err(said)? {
@@ -261,10 +277,49 @@ impl Service {
         let result_id = format!("{}/{}/{}", job.series_uid, job.revision, sops.join("+"));
         let json = format!("{:?}", job.replaces);
         let result = StoredResult { result_id: result_id.clone(), task: "lesion".into(), kind, json };
-        self.store().finish(job.id, &[result], &[message(&result_id)], now).map_err(said)?;
+        let wait = |until| Wait { task: PAIR.into(), until };
+        let waits = match job.series_uid.as_str() {
+            "V" => vec![wait(i64::MAX)],
+            "W" => vec![wait(now)],
+            _ => Vec::new(),
+        };
+        let (results, messages) = (&[result][..], &[message(&result_id)][..]);
+        let ending = Ending { results, messages, waits: &waits, ..Ending::default() };
+        self.store().end(job.id, &ending, now).map_err(said)?;
         self.facts.finished.insert(job.id);
+        self.facts.pairs += waits.len() as u64;
         self.facts.results.insert((job.series_uid, result_id.clone()));
         self.facts.messages.insert(result_id);
+        self.note();
+        Ok(true)
+    }
+
+    /// One result about V and W, whichever's job comes first.
+    fn pair(&mut self, job: &Job, now: i64) -> Result<bool, Violation> {
+        let pair = ["V", "W"].map(|series| (series.to_owned(), PAIR.to_owned()));
+        must!(!self.facts.results.contains(&pair[0]), "the job of {} came after its answer", job.series_uid);
+        let study = self.store().study(&job.series_uid).map_err(said)?;
+        let size = |uid: &str| study.iter().find(|s| s.series_uid == uid).map_or(0, |s| s.instances.len());
+        must!((size("V"), size("W")) == (1, 2), "the study is {study:?}");
+        let other = if job.series_uid == "V" { "W" } else { "V" };
+        let result = StoredResult {
+            result_id: PAIR.into(),
+            task: PAIR.into(),
+            kind: Kind::Final,
+            json: String::new(),
+        };
+        self.facts.pairs = 0;
+        self.note();
+        let ending = Ending {
+            results: &[result],
+            messages: &[message(PAIR)],
+            also: &[other.to_owned()],
+            ..Ending::default()
+        };
+        self.store().end(job.id, &ending, now).map_err(said)?;
+        self.facts.finished.insert(job.id);
+        self.facts.results.extend(pair);
+        self.facts.messages.insert(PAIR.into());
         self.note();
         Ok(true)
     }
@@ -310,7 +365,16 @@ impl Service {
         }
         let lost: Vec<_> = self.facts.acknowledged.difference(&there).collect();
         must!(lost.is_empty(), "acknowledged and lost: {lost:?}");
-        let counts = self.store().counts().map_err(said)?;
+        // By then no job's time has come.
+        let counts = self.store().counts(i64::MIN).map_err(said)?;
+        let pairs = counts.awaiting_views;
+        must!(
+            pairs >= self.facts.pairs,
+            "{pairs} jobs wait for other series instead of {}",
+            self.facts.pairs
+        );
+        let is_answered = self.facts.results.iter().any(|(_, id)| id == PAIR);
+        must!(!is_answered || pairs == 0, "{pairs} jobs wait for what has been answered");
         must!(counts.bytes == bytes, "{} bytes are counted, {bytes} are there", counts.bytes);
         must!(counts.instances == there.len() as u64, "{counts:?}");
         let files = self.disk.files().iter().filter(|name| name.contains("/instances/")).count();
@@ -347,7 +411,7 @@ impl Service {
             results.extend(kept.into_iter().map(|result| (uid.to_owned(), result.result_id, result.json)));
         }
         let open = store.series().map_err(said)?;
-        let counts = store.counts().map_err(said)?;
+        let counts = store.counts(0).map_err(said)?;
         let quarantined = store.quarantined().map_err(said)?;
         let outbox = store.outbox(0, usize::MAX).map_err(said)?;
         let sent = self.facts.sent.iter().cloned();
@@ -356,7 +420,7 @@ impl Service {
             open: open.into_iter().map(|series| (series.series_uid, series.open)).collect(),
             results,
             quarantined: quarantined.into_iter().map(|row| (row.series_uid, row.revision)).collect(),
-            jobs: counts.waiting + counts.running,
+            jobs: counts.waiting + counts.awaiting_views + counts.running,
             messages: sent.chain(outbox.iter().map(|(_, message)| text(message))).collect(),
             files: self.disk.files().into_iter().collect(),
             bytes: counts.bytes,

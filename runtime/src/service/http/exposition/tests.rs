@@ -16,6 +16,7 @@ fn full() -> Snapshot {
             open_series: 1,
             instances: 2000,
             waiting: 3,
+            awaiting_views: 4,
             running: 1,
             quarantined: 2,
             results: 40,
@@ -57,6 +58,7 @@ scanside_uptime_seconds 90
 scanside_series_open 1
 scanside_instances_stored 2000
 scanside_jobs_waiting 3
+scanside_jobs_awaiting_views 4
 scanside_jobs_running 1
 scanside_jobs_quarantined 2
 scanside_results_stored 40
