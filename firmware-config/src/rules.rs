@@ -201,7 +201,7 @@ mod tests {
             ("modality = [\"CT\", \" \"]", "rules.t.modality"),
             ("[views.Sag]", "rules.t.views.Sag is named"),
             ("[views.a.views.b]", "rules.t.views.a.views is there"),
-            ("views_wait_min = 5", "rules.t.views_wait_min is 5, expected left out"),
+            ("views_wait_min = 5", "rules.t.views_wait_min is 5, but must be left out"),
             ("views_wait_min = -1\n[views.a]", "rules.t.views_wait_min is -1"),
             ("views_wait_min = nan\n[views.a]", "rules.t.views_wait_min is NaN"),
             ("views_wait_min = 10081\n[views.a]", "rules.t.views_wait_min is 10081"),

@@ -196,9 +196,9 @@ pub(super) fn revised(core: &Core, job: &Job, task: &str, mut context: Context) 
     Ok(context)
 }
 
-/// A time in ms, to the second or minute.
+/// A time in ms, to the second or minute, and no less than a second.
 fn coarse(ms: i64) -> String {
-    let s = u64::try_from(ms).unwrap_or(0) / 1000;
+    let s = u64::try_from(ms).unwrap_or(0).max(1000) / 1000;
     show_duration(Duration::from_secs(if s < 120 { s } else { s - s % 60 }))
 }
 
@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn times_are_told_as_finely_as_they_matter() {
         for (ms, expected) in
-            [(-5, "0s"), (1_900, "1s"), (119_999, "119s"), (3_659_000, "1h"), (150_000, "2min")]
+            [(-5, "1s"), (1_900, "1s"), (119_999, "119s"), (3_659_000, "1h"), (150_000, "2min")]
         {
             assert_eq!(coarse(ms), expected);
         }
