@@ -8,7 +8,6 @@
 //! tract's types appear in this module only.
 
 pub mod onnx;
-mod plan;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,10 +19,11 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::{DimLike, Factoid};
 
 use self::multithread::{Executor, multithread_tract_scope};
-use self::plan::{Plan, plan};
 
 use crate::graph::{CLS_ATTENTION, VIEW_MASK, of_view};
 use crate::tensor::{Tensor as Weights, Tensors, sha256};
+
+type Plan = Arc<TypedRunnableModel>;
 
 /// A loaded task graph.
 pub struct Engine {
@@ -449,6 +449,14 @@ pub fn run_graph(graph: Vec<u8>, input: &Weights) -> Result<Tensors, EngineError
     let input = Tensor::from_shape(&input.shape, &input.data).map_err(|e| failed(&e))?;
     let out = plan.run(tvec![input.into()]).map_err(|e| failed(&e))?;
     names.into_iter().zip(out).map(|(n, t)| Ok((n, Weights::new(t.shape().to_vec(), values(&t)?)))).collect()
+}
+
+fn plan(model: TypedModel) -> Result<Plan, EngineError> {
+    model
+        .into_decluttered()
+        .and_then(TypedModel::into_optimized)
+        .and_then(TypedModel::into_runnable)
+        .map_err(|e| failed(&e))
 }
 
 fn values(tensor: &Tensor) -> Result<Vec<f32>, EngineError> {

@@ -253,6 +253,10 @@ fn backbone_and_plugins_that_do_not_fit_are_told() {
     fs::write(&active, bytes).unwrap();
     ill.fails("plugin", "active.plugin");
 
+    let mut odd = Device::new(&broker.url(), |_| ());
+    odd.more = "[[task]]\nname = \"lesion\"\n[task.views.axial]\nplane = [\"axial\"]".into();
+    odd.fails("plugin", "lesion 1.0.0 gets no series: rules.views asks for a plugin of several views");
+
     // Only a candidate, and rules for a task that is not there: the service starts, and does nothing.
     fs::copy(ill.fixture.folder().join("good.plugin"), active.with_file_name("candidate.plugin")).unwrap();
     fs::remove_file(&active).unwrap();

@@ -49,10 +49,11 @@ enum Command {
 /// it makes a run folder for each fit under --out, and sums up what is finished in summary.json and predictions.csv there.
 #[derive(Args)]
 struct Fit {
-    /// Task file: name, version, labels, recipe, loss, LoRA, training
+    /// Task file: name, version, labels, recipe, views, loss, LoRA, training
     #[arg(long, value_name = "TOML")]
     task: PathBuf,
-    /// Table with the columns id, split (train, val, test), image, optionally patient, and one a label (0, 1 or empty)
+    /// Table with the columns id, split (train, val, test), image or one image:VIEW a view, optionally patient and mask, and one a
+    /// label (0, 1 or empty)
     #[arg(long, value_name = "CSV")]
     data: PathBuf,
     /// Backbone weights: safetensors in the naming of Hugging Face, timm or the original code; a sharded one's index or folder

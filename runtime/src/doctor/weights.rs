@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use firmware_config::Manifest;
 use firmware_config::device::Device;
+use firmware_config::{Manifest, Rules};
 
 use super::Check;
 use crate::Error;
 use crate::backbone::{Backbone, BackboneError};
+use crate::ingest::rules::views_that_differ;
 use crate::plugin::Plugin;
 use crate::slots::{Slot, Slots};
 
@@ -71,7 +72,8 @@ impl Weights {
             return checks;
         }
         let sha256 = self.backbone.as_ref().ok().map(|summary| summary.sha256.as_str());
-        checks.extend(self.tasks().iter().map(|task| judge(task, sha256)));
+        let rules = |task: &Task| device.tasks.iter().find(|rules| rules.name == task.name).map(|t| &t.rules);
+        checks.extend(self.tasks().iter().map(|task| judge(task, sha256, rules(task))));
         let runs = |name: &str| self.tasks().iter().any(|task| task.name == name && task.active.is_some());
         if !self.tasks().iter().any(|task| task.active.is_some()) {
             checks.push(Check::warn(
@@ -97,7 +99,7 @@ fn task(slot: Slot) -> Task {
     Task { name: slot.name, active, waiting: slot.candidate.is_some() }
 }
 
-fn judge(task: &Task, backbone: Option<&str>) -> Check {
+fn judge(task: &Task, backbone: Option<&str>, rules: Option<&Rules>) -> Check {
     let name = &task.name;
     let manifest = match &task.active {
         None => {
@@ -127,6 +129,13 @@ fn judge(task: &Task, backbone: Option<&str>) -> Check {
             "plugin",
             format!("{what} does not state what it accepts: the service gives it no series"),
             "export it again with `accepts` in its task file",
+        );
+    }
+    if let Some(reason) = views_that_differ(manifest, rules).first() {
+        return Check::fail(
+            "plugin",
+            format!("{what} gets no series: {}", reason.sentence()),
+            "write a table `[task.views.NAME]` for each of its views, and for no other, into device.toml",
         );
     }
     if manifest.golden.is_empty() {

@@ -110,7 +110,7 @@ pub fn decide_for(manifest: &Manifest, rules: Option<&Rules>, series: &ObservedS
 }
 
 /// Which views only one of plugin and rules knows.
-fn views_that_differ(manifest: &Manifest, rules: Option<&Rules>) -> Vec<Reason> {
+pub fn views_that_differ(manifest: &Manifest, rules: Option<&Rules>) -> Vec<Reason> {
     let default = Rules::default();
     let (views, rules) = (&manifest.views, &rules.unwrap_or(&default).views);
     let wrong = |rule: &str, expected: &str, found: &str| reason(rule, expected.into(), found.into(), false);
