@@ -1,20 +1,13 @@
 //! The command line: exit codes, one-sentence errors, and a run from fit to evaluate.
 
+mod common;
+
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use runtime::volume::{Geometry, write_nifti};
 
-fn train(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_scanside-train")).args(args).output().unwrap()
-}
-
-#[track_caller]
-fn succeed(args: &[&str]) -> String {
-    let output = train(args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
+use common::{succeed, train};
 
 /// Fails as bad input with one line that says `told`.
 #[track_caller]

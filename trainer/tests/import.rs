@@ -1,22 +1,14 @@
 //! A MedMNIST file goes from `import` to `fit` and `predict`, through one folder of prepared slices.
 
+mod common;
+
 use std::fs::File;
 use std::path::Path;
-use std::process::{Command, Output};
 
 use ndarray::{Array2, Array4};
 use ndarray_npy::NpzWriter;
 
-fn train(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_scanside-train")).args(args).output().unwrap()
-}
-
-#[track_caller]
-fn succeed(args: &[&str]) -> String {
-    let output = train(args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
+use common::{succeed, train};
 
 #[test]
 fn a_medmnist_file_is_imported_and_fitted() {

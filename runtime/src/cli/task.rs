@@ -98,20 +98,20 @@ impl ScanArgs {
                     "--input {view}={file} names the view {view}, but the task has the views {all}"
                 )));
             };
-            let mut scans = volume::open(Path::new(file), &self.options())?;
-            let (count, first) = (scans.len(), scans.next().transpose()?);
-            let taken = volumes[place].is_some();
-            volumes[place] = first.filter(|_| count == 1 && !taken);
-            if taken {
+            // Before anything is decoded.
+            if volumes[place].is_some() {
                 return Err(Fault::Usage(format!(
                     "--input {view}= is given twice; give each view one series"
                 )));
             }
-            if volumes[place].is_none() {
+            let mut scans = volume::open(Path::new(file), &self.options())?;
+            let count = scans.len();
+            if count != 1 {
                 return Err(Fault::Usage(format!(
                     "--input {view}={file} holds {count} series, but a view is one series; give its folder alone"
                 )));
             }
+            volumes[place] = scans.next().transpose()?;
         }
         Ok(volumes)
     }
