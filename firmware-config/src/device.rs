@@ -31,12 +31,12 @@ mod units;
 mod value;
 
 pub use error::{ConfigError, Origin};
-pub use keys::{Dicom, DicomTls, Http, Infer, Keys, Mqtt, Series, Store};
+pub use keys::{Dicom, DicomTls, Gate, Http, Infer, Keys, Mqtt, Series, Store, Updates};
 pub use pages::{docs, example};
 pub use schema::{Key, Section};
 pub use tasks::TaskRules;
 pub use units::{Size, show_duration};
-pub use value::{AeTitle, Listen, Network, Timeout, Uids};
+pub use value::{AeTitle, Listen, Network, Source, Timeout, Uids};
 
 use std::ops::Deref;
 use std::time::Duration;
@@ -162,6 +162,9 @@ fn validate(keys: &Keys, layers: &Layers) -> Result<(), ConfigError> {
         ("mqtt.keep_alive", mqtt.keep_alive, second, Duration::from_hours(12)),
         ("mqtt.health_interval", mqtt.health_interval, second, day),
         ("mqtt.health_expiry", mqtt.health_expiry, second, 30 * day),
+        ("updates.interval", keys.updates.interval, second, 30 * day),
+        ("gate.time", keys.gate.time, second, day),
+        ("gate.interval", keys.gate.interval, Duration::from_mins(1), 365 * day),
         ("store.retention", keys.store.retention, Duration::from_mins(1), 3650 * day),
     ] {
         if time < least || time > most {
@@ -172,6 +175,7 @@ fn validate(keys: &Keys, layers: &Layers) -> Result<(), ConfigError> {
     for (path, size, least, most) in [
         ("dicom.max_pdu", dicom.max_pdu, Size(4 << 10), Size(1 << 20)),
         ("dicom.max_instance", dicom.max_instance, Size(1 << 20), Size(1 << 40)),
+        ("gate.memory", keys.gate.memory, Size(16 << 20), Size(1 << 50)),
         ("store.max_size", keys.store.max_size, Size(100_000_000), Size(u64::MAX)),
     ] {
         if size < least || size > most {
@@ -187,7 +191,8 @@ fn validate(keys: &Keys, layers: &Layers) -> Result<(), ConfigError> {
             return Err(layers.value_error(path, &format!("a whole number from 1 to {most}")));
         }
     }
-    let tls = &dicom.tls;
+    let (tls, updates) = (&dicom.tls, &keys.updates);
+    let https = matches!(updates.source, Some(Source::Https(_)));
     for (path, wrong, problem) in [
         ("dicom.tls.cert", tls.cert.is_some() && tls.key.is_none(), "needs `dicom.tls.key`"),
         ("dicom.tls.key", tls.key.is_some() && tls.cert.is_none(), "needs `dicom.tls.cert`"),
@@ -196,6 +201,9 @@ fn validate(keys: &Keys, layers: &Layers) -> Result<(), ConfigError> {
             tls.client_ca.is_some() && tls.cert.is_none(),
             "needs `dicom.tls.cert` and `dicom.tls.key`",
         ),
+        ("updates.source", updates.source.is_some() && updates.root.is_none(), "needs `updates.root`"),
+        ("updates.source", https && updates.ca.is_none(), "is https and needs `updates.ca`"),
+        ("updates.ca", updates.ca.is_some() && !https, "is given, but `updates.source` is not https"),
         ("mqtt.url", mqtt.url.is_tls() && mqtt.ca.is_none(), "is mqtts and needs `mqtt.ca`"),
         ("mqtt.ca", mqtt.ca.is_some() && !mqtt.url.is_tls(), "is given, but `mqtt.url` is not mqtts"),
         ("mqtt.cert", mqtt.cert.is_some() && mqtt.key.is_none(), "needs `mqtt.key`"),

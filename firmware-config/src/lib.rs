@@ -19,14 +19,20 @@
 
 mod accepts;
 pub mod device;
+mod fleet;
 mod manifest;
 mod names;
 mod pattern;
 mod recipe;
 mod rules;
+mod utc;
 mod views;
 
 pub use accepts::{Accepts, Observed};
+pub use fleet::{
+    DESIRED_SCHEMA, Desired, MetadataVersions, Promote, REPORTED_SCHEMA, Reported, ReportedPlugin,
+    ReportedTask, Shadow, ShadowReport, TargetRef, TaskState, Wanted,
+};
 pub use manifest::{
     Activation, AttentionLora, BackboneRef, GoldenCase, Label, LoraSpec, Manifest, SCHEMA, Task, Threshold,
     Tolerance,
@@ -35,6 +41,7 @@ pub use names::{Broker, NameError, TopicLevel};
 pub use pattern::Pattern;
 pub use recipe::{Crop, Fit, Intensity, Normalize, Plane, Recipe, Region, SliceSelection};
 pub use rules::Rules;
+pub use utc::Utc;
 pub use views::{MissingViews, View, inputs, validate_views};
 
 /// A value in a configuration that its own rules forbid.

@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// Why a text is no address of a broker, or no level of a topic.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
@@ -115,7 +117,8 @@ impl FromStr for Broker {
 }
 
 /// A name that can stand as one level of a topic, such as a site's or a device's.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct TopicLevel(String);
 
 impl TopicLevel {
@@ -133,6 +136,20 @@ impl TopicLevel {
 impl fmt::Display for TopicLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for TopicLevel {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl From<TopicLevel> for String {
+    fn from(level: TopicLevel) -> Self {
+        level.0
     }
 }
 

@@ -8,7 +8,7 @@ use super::error::ConfigError;
 use super::layers::Layers;
 use super::schema::{Key, Section, accepts, section};
 use super::units::Size;
-use super::value::{AeTitle, Listen, Network, Timeout, Uids, Value};
+use super::value::{AeTitle, Listen, Network, Source, Timeout, Uids, Value};
 use crate::{Broker, TopicLevel};
 
 section! {
@@ -37,6 +37,10 @@ section! {
         store: Store;
         /// `[infer]`.
         infer: Infer;
+        /// `[updates]`.
+        updates: Updates;
+        /// `[gate]`.
+        gate: Gate;
         /// `[http]`.
         http: Http;
     }
@@ -146,6 +150,36 @@ section! {
     "infer" Infer {
         /// Publish a preliminary result (`"final": false`) after each quarter of the slices, where the task allows it.
         preliminary: bool = false, true, now;
+    }
+    sections {}
+}
+
+section! {
+    /// Signed plugins: whom to trust, and where they come from.
+    "updates" Updates {
+        /// The trusted root of the fleet's signed repository, a `root.json` that came to this device by a way you trust. With it, only plugins
+        /// that the repository has signed are installed; without it any plugin is, and every result says `"trust": "unsigned"`.
+        root: Option<PathBuf> = unset, "/etc/scanside/root.json", restart;
+        /// Where the repository is: `https://HOST/PATH`, a folder (a USB stick, a share), or `mqtt`, for sites that open one port only. With it and
+        /// `updates.root`, the device follows the desired state that operators publish.
+        source: Option<Source> = unset, "https://updates.example.org/scanside", restart;
+        /// The authorities that the https server's certificate must come from, PEM; needed for `https`.
+        ca: Option<PathBuf> = unset, "/etc/ssl/certs/ca-certificates.crt", restart;
+        /// How often the signed metadata is looked at again, so that a revoked key is noticed.
+        interval: Duration = "1h", "6h", now;
+    }
+    sections {}
+}
+
+section! {
+    /// What a plugin must do on this device before it goes live, and again from time to time: reproduce its golden cases within these limits.
+    "gate" Gate {
+        /// Longest time for all golden cases together.
+        time: Duration = "2min", "30s", now;
+        /// Most memory that merging the plugin and running its golden cases may take beyond what is in use.
+        memory: Size = "4GB", "1GB", now;
+        /// How often the active plugins run their golden cases again; also after a change of program or kernel. One that fails is taken down.
+        interval: Duration = "24h", "7d", now;
     }
     sections {}
 }

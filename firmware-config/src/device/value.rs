@@ -100,6 +100,7 @@ texts! {
     AeTitle, "an AE title: 1 to 16 printable ASCII characters without backslash, not all spaces", AeTitle::new;
     Network, "an address or network such as \"10.1.2.3\", \"10.1.0.0/16\" or \"fd00::/8\"", Network::new;
     Listen, "ADDRESS:PORT such as \"127.0.0.1:9464\", or \"off\"", Listen::new;
+    Source, "https://HOST/PATH, an absolute path of a folder, or \"mqtt\"", Source::new;
     Timeout, "a duration such as \"90s\", or \"off\"", Timeout::new;
     Uids, "\"plain\", \"hashed\" or \"auto\"", Uids::new;
 }
@@ -207,6 +208,31 @@ pub enum Listen {
     Off,
     /// At this address.
     At(SocketAddr),
+}
+
+/// Where a signed repository is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A static file server: the address of the folder that holds `metadata` and `targets`, without a slash at its end.
+    Https(String),
+    /// A folder that holds `metadata` and `targets`.
+    Folder(PathBuf),
+    /// Retained messages of the device's own broker.
+    Mqtt,
+}
+
+impl Source {
+    pub(super) fn new(text: &str) -> Option<Self> {
+        if text == "mqtt" {
+            return Some(Self::Mqtt);
+        }
+        if let Some(rest) = text.strip_prefix("https://") {
+            let host = rest.split('/').next().unwrap_or_default();
+            let plain = !rest.contains(|c: char| c.is_whitespace() || c.is_control() || "?#@".contains(c));
+            return (!host.is_empty() && plain).then(|| Self::Https(text.trim_end_matches('/').into()));
+        }
+        text.starts_with('/').then(|| Self::Folder(text.into()))
+    }
 }
 
 impl Listen {
