@@ -11,6 +11,7 @@
 //! library: no clock, no socket.
 
 pub mod backbone;
+pub mod disk;
 #[cfg(feature = "service")]
 pub mod doctor;
 pub mod engine;

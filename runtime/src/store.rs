@@ -17,7 +17,6 @@
 //! The store knows no clock: times are arguments, in milliseconds since 1970. It refuses nothing for what it contains; what an
 //! instance is worth is for others to say. It does refuse to grow past its budget ([`StoreError::is_full`]).
 
-mod disk;
 mod error;
 mod group;
 mod index;
@@ -38,10 +37,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
 use redb::{ReadableTable, ReadableTableMetadata};
 
-use self::disk::{Disk, Lock, RealDisk};
 use self::group::Group;
 use self::index::{Index, JOBS, OPEN, OUTBOX, QUARANTINE, RESULTS, decode};
 use self::spool::Budget;
+use crate::disk::{Disk, Lock, RealDisk};
 use crate::result::{Completion, Kind};
 
 pub use self::error::StoreError;
@@ -310,7 +309,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::InUse`] if another process has it open; the others where the machine is at fault.
     pub fn open(folder: &Path, limits: Limits) -> Result<(Self, Recovery), StoreError> {
-        Self::open_on(Arc::new(RealDisk), folder, limits)
+        Self::open_on(Arc::new(RealDisk::Private), folder, limits)
     }
 
     /// Changes the limits from now on; what is stored stays.

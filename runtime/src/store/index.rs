@@ -12,8 +12,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::StoreError;
-use super::disk::{Disk, DiskFile};
 use super::error::is_full;
+use crate::disk::{Disk, DiskFile};
 
 /// Layout of the tables that this build writes.
 const LAYOUT: u64 = 1;

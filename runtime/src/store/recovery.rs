@@ -8,12 +8,12 @@ use std::sync::{Arc, Condvar, Mutex, RwLock};
 
 use redb::{ReadableTable, ReadableTableMetadata};
 
-use super::disk::Disk;
 use super::group::Group;
 use super::index::{INSTANCES, Index, JOBS, NUMBER_BYTES, NUMBERS, OPEN, OUTBOX, decode};
 use super::rows::{InstanceRow, JobRow};
 use super::spool::Budget;
 use super::{Limits, Store, StoreError};
+use crate::disk::Disk;
 
 /// What was found at opening, and mended; for the log.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::disk::{Disk, DiskFile};
 use super::{Limits, StoreError};
+use crate::disk::{Disk, DiskFile};
 
 /// The file system is asked for its free bytes each time that a spool has grown by this much.
 const ASK_EVERY: u64 = 1 << 20;

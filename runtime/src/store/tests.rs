@@ -2,7 +2,6 @@
 
 mod day;
 mod power_cuts;
-mod sim;
 mod studies;
 
 use std::fs;

@@ -6,11 +6,36 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::super::*;
-use super::sim::{Random, SimDisk};
 use super::{LIMITS, instance};
+use crate::disk::sim::{Random, SimDisk, SyncPoint};
 
 /// Where the store lies on the simulated disk; the folder above it has to be made too.
 pub const FOLDER: &str = "/data/store";
+
+/// The kinds of syncs that the store does.
+pub const POINTS: [SyncPoint; 7] = [
+    "a spool file's content, before its renaming",
+    "a series' folder, after the renaming into it",
+    "the folder of the series' folders, after one was made",
+    "the store's folder, after the index was renamed",
+    "the folder in which the store's folder was made",
+    "the new index before its renaming, by redb",
+    "the index at each commit, by redb",
+];
+
+pub fn point(path: &Path, _: Option<&str>) -> SyncPoint {
+    let names: Vec<&str> = path.iter().filter_map(|name| name.to_str()).collect();
+    POINTS[match names[..] {
+        ["/", "data", "store", "spool", _] => 0,
+        ["/", "data", "store", "instances", _] => 1,
+        ["/", "data", "store", "instances"] => 2,
+        ["/", "data", "store"] => 3,
+        ["/"] | ["/", "data"] => 4,
+        ["/", "data", "store", "index.redb.new"] => 5,
+        ["/", "data", "store", "index.redb"] => 6,
+        _ => panic!("the store syncs {}, which is no point known to the test", path.display()),
+    }]
+}
 
 type Key = (&'static str, &'static str);
 

@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 
-use super::sim::SimDisk;
 use super::*;
+use crate::disk::sim::SimDisk;
 use crate::store::rows::JobRow;
 
 fn close(store: &Store, series: &str, sop: &str, now: i64) {
@@ -145,7 +145,7 @@ proptest! {
     fn every_wait_is_answered(
         steps in prop::collection::vec((0..3usize, 0..4u8, any::<bool>(), any::<bool>()), 1..25),
     ) {
-        let (store, _) = Store::open_on(Arc::new(SimDisk::new(None)), Path::new(day::FOLDER), LIMITS).unwrap();
+        let (store, _) = Store::open_on(Arc::new(SimDisk::new(day::point, None)), Path::new(day::FOLDER), LIMITS).unwrap();
         let names = ["a", "b", "c"];
         let mut waited = HashSet::new();
         let one = |now: i64, due: bool, both: bool, waited: &mut HashSet<String>| {

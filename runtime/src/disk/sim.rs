@@ -7,11 +7,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, ErrorKind};
-use std::path::{Component, Path};
-use std::sync::{Arc, Mutex};
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::super::disk::{Disk, DiskFile, Entry, Lock};
-use super::super::locked;
+use super::{Disk, DiskFile, Entry, Lock, longer_than};
 
 /// What a disk writes whole or not at all.
 const SECTOR: usize = 512;
@@ -89,49 +88,25 @@ enum Operation {
     Sync(Id),
 }
 
-/// The places where the store syncs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SyncPoint {
-    /// The content of a spool file, before its renaming.
-    Content,
-    /// A series' folder, after the renaming into it.
-    SeriesFolder,
-    /// The folder of the series' folders, after one was made.
-    InstancesFolder,
-    /// The store's folder, after the index was renamed.
-    StoreFolder,
-    /// The folder in which the store's folder was made.
-    AboveStore,
-    /// The new index before its renaming, by redb.
-    NewIndex,
-    /// The index at each commit, by redb.
-    Index,
-}
+/// What kind of sync it is: tests leave out one kind.
+pub type SyncPoint = &'static str;
 
-impl SyncPoint {
-    pub const ALL: [Self; 7] = [
-        Self::Content,
-        Self::SeriesFolder,
-        Self::InstancesFolder,
-        Self::StoreFolder,
-        Self::AboveStore,
-        Self::NewIndex,
-        Self::Index,
-    ];
+/// Tells the kind of a sync from its path and, of a folder, from the name that was made in it last.
+pub type Points = fn(&Path, Option<&str>) -> SyncPoint;
 
-    fn of(path: &Path) -> Self {
-        let names: Vec<&str> = path.iter().filter_map(|name| name.to_str()).collect();
-        match names[..] {
-            ["/"] | ["/", "data"] => Self::AboveStore,
-            ["/", "data", "store"] => Self::StoreFolder,
-            ["/", "data", "store", "instances"] => Self::InstancesFolder,
-            ["/", "data", "store", "instances", _] => Self::SeriesFolder,
-            ["/", "data", "store", "spool", _] => Self::Content,
-            ["/", "data", "store", "index.redb"] => Self::Index,
-            ["/", "data", "store", "index.redb.new"] => Self::NewIndex,
-            _ => panic!("the store syncs {}, which is no point known to the test", path.display()),
-        }
-    }
+/// Operations by what they do, for a test to print.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Writes of content, and changes of length.
+    pub writes: usize,
+    /// Files and folders made.
+    pub made: usize,
+    /// Files and folders that were given another name.
+    pub renamed: usize,
+    /// Files and folders removed.
+    pub removed: usize,
+    /// Syncs of files and of folders.
+    pub synced: usize,
 }
 
 /// The running machine's view of the disk.
@@ -141,16 +116,45 @@ struct State {
     nodes: Nodes,
     next: Id,
     log: Vec<Operation>,
+    points: Points,
     left_out: Option<SyncPoint>,
+    /// The name that was made in a folder last.
+    last_made: HashMap<Id, String>,
     /// The number of the operation that fails.
     failing: Option<usize>,
 }
 
+fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl SimDisk {
     /// An empty disk that does nothing when asked to sync `left_out`.
-    pub fn new(left_out: Option<SyncPoint>) -> Self {
+    pub fn new(points: Points, left_out: Option<SyncPoint>) -> Self {
         let nodes = HashMap::from([(ROOT, Node::Folder(BTreeMap::new()))]);
-        Self(Arc::new(Mutex::new(State { nodes, next: 1, log: Vec::new(), left_out, failing: None })))
+        Self::of(nodes, 1, points, left_out)
+    }
+
+    fn of(nodes: Nodes, next: Id, points: Points, left_out: Option<SyncPoint>) -> Self {
+        let (log, last_made) = (Vec::new(), HashMap::new());
+        Self(Arc::new(Mutex::new(State { nodes, next, log, points, left_out, last_made, failing: None })))
+    }
+
+    /// Operations so far, by what they do.
+    pub fn tally(&self) -> Tally {
+        let mut tally = Tally::default();
+        for operation in &locked(&self.0).log {
+            *match operation {
+                Operation::Sync(_) => &mut tally.synced,
+                Operation::Change(_, Some(_)) => &mut tally.made,
+                Operation::Change(changes, None) => match &changes[..] {
+                    [Change::Name { .. }, _] => &mut tally.renamed,
+                    [Change::Name { .. }] => &mut tally.removed,
+                    _ => &mut tally.writes,
+                },
+            } += 1;
+        }
+        tally
     }
 
     /// Lets the operation after so many fail for want of space.
@@ -232,6 +236,9 @@ impl State {
         self.nodes.extend(new.clone());
         for change in &changes {
             change.apply(&mut self.nodes);
+            if let Change::Name { folder, name, to: Some(_) } = change {
+                self.last_made.insert(*folder, name.clone());
+            }
         }
         self.log.push(Operation::Change(changes, new));
         Ok(())
@@ -268,12 +275,17 @@ impl Disk for SimDisk {
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         let id = locked(&self.0).make(path, Node::File(Arc::default()))?;
-        Ok(Box::new(SimFile { state: Arc::clone(&self.0), id, point: SyncPoint::of(path) }))
+        Ok(Box::new(SimFile { state: Arc::clone(&self.0), id, path: path.to_owned() }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         let id = locked(&self.0).find(path)?;
-        Ok(Box::new(SimFile { state: Arc::clone(&self.0), id, point: SyncPoint::of(path) }))
+        Ok(Box::new(SimFile { state: Arc::clone(&self.0), id, path: path.to_owned() }))
+    }
+
+    fn read(&self, path: &Path, most: u64) -> io::Result<Vec<u8>> {
+        let bytes = self.content(path)?;
+        if bytes.len() as u64 > most { Err(longer_than(most)) } else { Ok(bytes) }
     }
 
     fn length(&self, path: &Path) -> io::Result<Option<u64>> {
@@ -323,7 +335,8 @@ impl Disk for SimDisk {
     fn sync_folder(&self, path: &Path) -> io::Result<()> {
         let mut state = locked(&self.0);
         let id = state.find(path)?;
-        state.sync(id, SyncPoint::of(path))
+        let point = (state.points)(path, state.last_made.get(&id).map(String::as_str));
+        state.sync(id, point)
     }
 
     fn free_bytes(&self, _: &Path) -> io::Result<u64> {
@@ -333,12 +346,16 @@ impl Disk for SimDisk {
     fn lock(&self, _: &Path) -> io::Result<Option<Lock>> {
         Ok(Some(Box::new(())))
     }
+
+    fn wait_lock(&self, _: &Path) -> io::Result<Lock> {
+        Ok(Box::new(()))
+    }
 }
 
 struct SimFile {
     state: Arc<Mutex<State>>,
     id: Id,
-    point: SyncPoint,
+    path: PathBuf,
 }
 
 impl std::fmt::Debug for SimFile {
@@ -370,7 +387,9 @@ impl DiskFile for SimFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        locked(&self.state).sync(self.id, self.point)
+        let mut state = locked(&self.state);
+        let point = (state.points)(&self.path, None);
+        state.sync(self.id, point)
     }
 }
 
@@ -394,6 +413,7 @@ pub enum Loss {
 /// What lies on the disk for certain, and what may.
 #[derive(Clone)]
 pub struct Platter {
+    points: Points,
     durable: Nodes,
     next: Id,
     pending: Vec<Change>,
@@ -403,7 +423,7 @@ impl Platter {
     /// The disk as it is, all of it durable.
     pub fn of(disk: &SimDisk) -> Self {
         let state = locked(&disk.0);
-        Self { durable: state.nodes.clone(), next: state.next, pending: Vec::new() }
+        Self { points: state.points, durable: state.nodes.clone(), next: state.next, pending: Vec::new() }
     }
 
     /// Follows the disk's operations `from..to`.
@@ -456,13 +476,7 @@ impl Platter {
                 sectors.filter(|_| random.below(2) == 0).for_each(|change| keep(&change));
             }
         }
-        SimDisk(Arc::new(Mutex::new(State {
-            nodes,
-            next: self.next,
-            log: Vec::new(),
-            left_out,
-            failing: None,
-        })))
+        SimDisk::of(nodes, self.next, self.points, left_out)
     }
 }
 

@@ -1,20 +1,24 @@
-//! The few things that the store asks of a file system, so that a test can put a failing disk in its place.
+//! The few things that whatever must outlive a power cut asks of a file system, so that a test can put a failing disk in its
+//! place.
 //!
 //! Nothing here is durable by itself: content is after [`DiskFile::sync`], a name after [`Disk::sync_folder`].
+
+#[cfg(test)]
+pub(crate) mod sim;
 
 use std::any::Any;
 use std::fmt::Debug;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
 /// What a lock is held by: until it is dropped, or the process ends in whatever way.
-pub(super) type Lock = Box<dyn Any + Send + Sync>;
+pub type Lock = Box<dyn Any + Send + Sync>;
 
 /// One entry of a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
+pub struct Entry {
     /// Its name in the folder.
     pub name: String,
     /// Its length; 0 for a folder.
@@ -24,13 +28,15 @@ pub(super) struct Entry {
 }
 
 /// A file system.
-pub(super) trait Disk: Send + Sync + 'static {
+pub trait Disk: Send + Sync + 'static {
     /// Makes a folder; false if it was there.
     fn create_folder(&self, path: &Path) -> io::Result<bool>;
     /// Makes a file that was not there.
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
     /// Opens a file for reading and writing.
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+    /// The content of a file of at most `most` bytes; a longer one is an error.
+    fn read(&self, path: &Path, most: u64) -> io::Result<Vec<u8>>;
     /// The length of a file; None if there is none.
     fn length(&self, path: &Path) -> io::Result<Option<u64>>;
     /// What is in a folder.
@@ -47,10 +53,12 @@ pub(super) trait Disk: Send + Sync + 'static {
     fn free_bytes(&self, path: &Path) -> io::Result<u64>;
     /// Takes hold of a file, made if need be; None if another process has it.
     fn lock(&self, path: &Path) -> io::Result<Option<Lock>>;
+    /// As [`Self::lock`], and waits until it has it: only for what nobody holds for long.
+    fn wait_lock(&self, path: &Path) -> io::Result<Lock>;
 }
 
 /// An open file.
-pub(super) trait DiskFile: Debug + Send + Sync {
+pub trait DiskFile: Debug + Send + Sync {
     /// Its length.
     fn len(&self) -> io::Result<u64>;
     /// Reads exactly as much as `out` holds.
@@ -63,12 +71,38 @@ pub(super) trait DiskFile: Debug + Send + Sync {
     fn sync(&self) -> io::Result<()>;
 }
 
-/// The machine's own. Folders and files are the owner's alone, for they hold what scanners send.
-pub(super) struct RealDisk;
+/// The machine's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RealDisk {
+    /// Folders and files are the owner's alone, as for what scanners send.
+    Private,
+    /// Others may read what is made.
+    Shared,
+}
+
+impl RealDisk {
+    fn folder_mode(self) -> u32 {
+        if self == Self::Private { 0o700 } else { 0o755 }
+    }
+
+    fn file_mode(self) -> u32 {
+        if self == Self::Private { 0o600 } else { 0o644 }
+    }
+
+    fn lock_file(self, path: &Path) -> io::Result<File> {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(self.file_mode())
+            .open(path)
+    }
+}
 
 impl Disk for RealDisk {
     fn create_folder(&self, path: &Path) -> io::Result<bool> {
-        match DirBuilder::new().mode(0o700).create(path) {
+        match DirBuilder::new().mode(self.folder_mode()).create(path) {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(false),
             Err(e) => Err(e),
@@ -76,12 +110,22 @@ impl Disk for RealDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
-        Ok(Box::new(file))
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(self.file_mode());
+        Ok(Box::new(options.open(path)?))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         Ok(Box::new(OpenOptions::new().read(true).write(true).open(path)?))
+    }
+
+    fn read(&self, path: &Path, most: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        File::open(path)?.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > most {
+            return Err(longer_than(most));
+        }
+        Ok(bytes)
     }
 
     fn length(&self, path: &Path) -> io::Result<Option<u64>> {
@@ -125,14 +169,23 @@ impl Disk for RealDisk {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<Lock>> {
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let file = self.lock_file(path)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Box::new(file))),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(e)) => Err(e),
         }
     }
+
+    fn wait_lock(&self, path: &Path) -> io::Result<Lock> {
+        let file = self.lock_file(path)?;
+        file.lock()?;
+        Ok(Box::new(file))
+    }
+}
+
+fn longer_than(most: u64) -> io::Error {
+    io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {most} bytes"))
 }
 
 impl DiskFile for File {
