@@ -58,6 +58,7 @@ pub trait Disk: Send + Sync + 'static {
 }
 
 /// An open file.
+#[expect(clippy::len_without_is_empty, reason = "a file is no collection")]
 pub trait DiskFile: Debug + Send + Sync {
     /// Its length.
     fn len(&self) -> io::Result<u64>;

@@ -93,6 +93,19 @@ pub struct EngineInfo {
     pub threads: usize,
 }
 
+impl EngineInfo {
+    /// Of an engine of so many threads on this machine.
+    pub fn here(threads: usize) -> Self {
+        Self {
+            isa: isa(),
+            kernels: "tract 0.23.9".into(),
+            precision: "f32".into(),
+            mode: "merged".into(),
+            threads,
+        }
+    }
+}
+
 /// Why a graph could not be loaded or run.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -119,6 +132,9 @@ pub enum EngineError {
     /// No slices were given.
     #[error("a volume of no slices cannot be classified; give at least one slice")]
     Empty,
+    /// Whoever asked for the work did not want it any more.
+    #[error("the inference was stopped before its end; start it again")]
+    Stopped,
     /// tract failed while running a sound graph.
     #[error("the inference engine failed on this machine ({detail}); report it with the graph's SHA-256")]
     Run {
@@ -133,7 +149,7 @@ impl EngineError {
         match self {
             Self::Io { source, .. } => crate::files::names_no_file(source),
             Self::Graph { .. } | Self::Views { .. } | Self::Empty => true,
-            Self::Run { .. } => false,
+            Self::Stopped | Self::Run { .. } => false,
         }
     }
 }
@@ -237,13 +253,7 @@ impl Engine {
 
     /// How this engine computes.
     pub fn info(&self) -> EngineInfo {
-        EngineInfo {
-            isa: isa(),
-            kernels: "tract 0.23.9".into(),
-            precision: "f32".into(),
-            mode: "merged".into(),
-            threads: self.threads,
-        }
+        EngineInfo::here(self.threads)
     }
 
     /// Runs `slices` slices of a task of one view; `write_slice(s, out)` fills `out` `[3, H, W]` with slice `s`, from any thread.
@@ -262,6 +272,18 @@ impl Engine {
         slices: usize,
         write_slice: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) -> Result<EncodedView, EngineError> {
+        self.encode_while(view, slices, write_slice, &|| true)
+    }
+
+    /// As [`Self::encode`]. `go_on` is asked before each slice, from the thread that is to encode it: it may wait, and ends the
+    /// work with [`EngineError::Stopped`] where it says no.
+    pub fn encode_while(
+        &self,
+        view: usize,
+        slices: usize,
+        write_slice: &(dyn Fn(usize, &mut [f32]) + Sync),
+        go_on: &(dyn Fn() -> bool + Sync),
+    ) -> Result<EncodedView, EngineError> {
         if slices == 0 {
             return Err(EngineError::Empty);
         }
@@ -275,6 +297,9 @@ impl Engine {
                 let s = next.fetch_add(1, Ordering::Relaxed);
                 if s >= slices {
                     return Ok(done);
+                }
+                if !go_on() {
+                    return Err(EngineError::Stopped);
                 }
                 done.push((s, encoder.encode(|out| write_slice(s, out))?));
             }

@@ -1,5 +1,6 @@
 use crate::backbone::BackboneError;
 use crate::engine::EngineError;
+use crate::gate::GateError;
 use crate::graph::GraphError;
 use crate::infer::InferError;
 use crate::plugin::PluginError;
@@ -43,6 +44,9 @@ pub enum Error {
     /// A task to be loaded or run.
     #[error(transparent)]
     Infer(#[from] InferError),
+    /// A task that is to be allowed to run.
+    #[error(transparent)]
+    Gate(#[from] GateError),
     /// A device's plugins.
     #[error(transparent)]
     Slot(#[from] SlotError),
@@ -72,6 +76,7 @@ impl Error {
             Self::Graph(e) => e.is_bad_input(),
             Self::Engine(e) => e.is_bad_input(),
             Self::Infer(e) => e.is_bad_input(),
+            Self::Gate(e) => e.is_bad_input(),
             Self::Slot(e) => e.is_bad_input(),
             #[cfg(feature = "service")]
             Self::Publish(e) => e.is_bad_input(),

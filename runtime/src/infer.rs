@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
-use firmware_config::{Manifest, MissingViews};
+use firmware_config::{Manifest, MissingViews, TargetRef};
 use sha2::{Digest, Sha256};
 
 use crate::Error;
@@ -24,7 +24,7 @@ use crate::result::{Completion, Kind, TaskResult};
 use crate::tensor::sha256;
 use crate::volume::Volume;
 
-pub use compose::{BUILD, KEY_SLICES, Scan, SliceName, views_digest};
+pub use compose::{BUILD, KEY_SLICES, PluginRef, Scan, SliceName, views_digest};
 pub use golden::{GoldenReport, golden_peak, golden_weights};
 
 /// A task ready to run.
@@ -37,6 +37,8 @@ pub struct LoadedTask {
     pub engine: Engine,
     /// SHA-256 of the task graph, equal to the one that the manifest names.
     pub graph_sha256: String,
+    /// The signed target that the plugin came from; results of a plugin without one say that they are unsigned.
+    pub target: Option<TargetRef>,
 }
 
 /// Why a task could not be loaded or run, beyond what its parts say.
@@ -105,7 +107,7 @@ pub enum InferError {
     /// A golden case is not reproduced.
     #[error(
         "task {task} does not do on this machine what it did where it was exported: in golden case {case}, {detail}; \
-         it does not go live"
+         export it again, with a wider tolerance if it is right on another machine of this kind"
     )]
     Golden {
         /// The task's name.
@@ -177,9 +179,20 @@ impl LoadedTask {
     /// Loads a plugin and merges it into its backbone in memory.
     pub fn merge(backbone: &Path, plugin: &Path, threads: usize) -> Result<Self, Error> {
         let (parsed, plugin_sha256) = Plugin::read(plugin)?;
-        let bytes = parsed.graph(Backbone::open(backbone)?)?;
-        let graph_sha256 = parsed.manifest.graph_sha256.clone();
-        Self::load(parsed, plugin_sha256, bytes, graph_sha256, plugin, threads)
+        Self::merge_read(backbone, parsed, plugin_sha256, plugin, threads)
+    }
+
+    /// As [`Self::merge`], of a plugin that was read from `path` already.
+    pub fn merge_read(
+        backbone: &Path,
+        plugin: Plugin,
+        plugin_sha256: String,
+        path: &Path,
+        threads: usize,
+    ) -> Result<Self, Error> {
+        let bytes = plugin.graph(Backbone::open(backbone)?)?;
+        let graph_sha256 = plugin.manifest.graph_sha256.clone();
+        Self::load(plugin, plugin_sha256, bytes, graph_sha256, path, threads)
     }
 
     fn load(
@@ -215,7 +228,7 @@ impl LoadedTask {
         if labels.len() != engine.classes() {
             return Err(mismatch("labels:", labels.len().to_string(), engine.classes().to_string()));
         }
-        Ok(Self { plugin, plugin_sha256, engine, graph_sha256 })
+        Ok(Self { plugin, plugin_sha256, engine, graph_sha256, target: None })
     }
 
     /// Prepares a volume as the recipe of view number `view` asks; a task without views has one, number 0.
@@ -242,17 +255,30 @@ impl LoadedTask {
         context: &Context,
         done: &(dyn Fn() + Sync),
     ) -> Result<Classification, Error> {
+        self.classify_while(prepared, context, &|| {
+            done();
+            true
+        })
+    }
+
+    /// As [`Self::classify`]; `go_on` is asked before each slice, as by [`Engine::encode_while`].
+    pub fn classify_while(
+        &self,
+        prepared: &[Option<&Prepared<'_>>],
+        context: &Context,
+        go_on: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Classification, Error> {
         self.check_views(prepared)?;
         let mut digests = Vec::new();
         let mut encode = |view: usize| {
             let Some(prepared) = prepared[view] else { return Ok(None) };
             let of_view = Mutex::new(vec![[0u8; 32]; prepared.slices()]);
-            let encoded = self.engine.encode(view, prepared.slices(), &|s, out| {
+            let write = |s: usize, out: &mut [f32]| {
                 prepared.write_slice(s, out);
                 let digest = slice_digest(out);
                 of_view.lock().unwrap_or_else(PoisonError::into_inner)[s] = digest;
-                done();
-            })?;
+            };
+            let encoded = self.engine.encode_while(view, prepared.slices(), &write, go_on)?;
             digests.extend(of_view.into_inner().unwrap_or_else(PoisonError::into_inner));
             Ok(Some(encoded))
         };

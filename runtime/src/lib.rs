@@ -17,6 +17,7 @@ pub mod doctor;
 pub mod engine;
 mod error;
 pub mod files;
+pub mod gate;
 pub mod graph;
 pub mod infer;
 pub mod ingest;

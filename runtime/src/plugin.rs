@@ -31,6 +31,7 @@ use crate::backbone::{Arch, Backbone, Tensors};
 use crate::graph::{GraphMeta, StudyGraph, task_graph};
 use crate::tensor::{TensorError, safetensors_bytes, sha256};
 
+pub use file::MOST_BYTES;
 pub use merge::{expected_content, merge, view_content};
 
 /// A task plugin.
@@ -137,6 +138,16 @@ impl Plugin {
     /// Reads and checks a plugin file; returns it with the file's SHA-256.
     pub fn read(path: &Path) -> Result<(Self, String), PluginError> {
         file::read(path)
+    }
+
+    /// Checks the bytes of a plugin file that were read from `path`.
+    pub fn parse(bytes: &[u8], path: &Path) -> Result<Self, PluginError> {
+        file::parse(bytes, path)
+    }
+
+    /// The bytes of a plugin file; refused where there are more than any plugin has.
+    pub fn read_bytes(path: &Path) -> Result<Vec<u8>, PluginError> {
+        file::read_bytes(path)
     }
 
     /// Writes the plugin file atomically; returns its SHA-256.

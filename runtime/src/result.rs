@@ -8,7 +8,7 @@ mod uids;
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use firmware_config::Task;
+use firmware_config::{Task, Utc};
 use serde::{Deserialize, Serialize};
 pub use uids::{DeviceKey, UidForm};
 
@@ -217,17 +217,30 @@ pub struct Provenance {
     pub engine: EngineInfo,
     /// The program and its version.
     pub build: String,
+    /// The signed target that the plugin came from; not there where the plugin is unsigned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<SignedTarget>,
     /// See [`Provenance::compute_digest`].
     pub digest: String,
 }
 
+/// A file of a signed repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedTarget {
+    /// Its name in the repository.
+    pub name: String,
+    /// SHA-256 of its bytes, as the repository has signed it.
+    pub sha256: String,
+}
+
 impl Provenance {
-    /// SHA-256 over the other fields, in the order in which they stand, those of `engine` in their order too, as
-    /// text with a newline after each.
+    /// SHA-256 over the other fields that are there, in the order in which they stand, those of `engine` and `target` in their
+    /// order too, as text with a newline after each.
     pub fn compute_digest(&self) -> String {
         let engine = &self.engine;
-        sha256_lines(&[
-            &self.backbone_sha256,
+        let threads = engine.threads.to_string();
+        let mut lines = vec![
+            self.backbone_sha256.as_str(),
             &self.plugin_sha256,
             &self.graph_sha256,
             &self.recipe_sha256,
@@ -236,9 +249,13 @@ impl Provenance {
             &engine.kernels,
             &engine.precision,
             &engine.mode,
-            &engine.threads.to_string(),
+            &threads,
             &self.build,
-        ])
+        ];
+        if let Some(SignedTarget { name, sha256 }) = &self.target {
+            lines.extend([name.as_str(), sha256]);
+        }
+        sha256_lines(&lines)
     }
 }
 
@@ -287,6 +304,12 @@ pub fn rfc3339(at: SystemTime) -> String {
         clock.2,
         t.millisecond()
     )
+}
+
+/// A point in time as signed files and reports have it: [`rfc3339`] to the second.
+pub fn utc(at: SystemTime) -> Utc {
+    let text = rfc3339(at);
+    format!("{}Z", &text[..text.find('.').unwrap_or(text.len())]).parse().expect("RFC 3339 in UTC")
 }
 
 #[cfg(test)]

@@ -53,6 +53,7 @@ use crate::ingest::listener::{ListenError, Listener, Options, Tls};
 use crate::publish::session::{self, Handle, Session};
 use crate::publish::{State, device_key};
 use crate::result::rfc3339;
+use crate::slots::Slots;
 use crate::store::{Limits, Store};
 
 /// New plugins are looked for so often.
@@ -133,7 +134,8 @@ impl Service {
         let pending = pending(&store)?;
 
         let threads = device.threads.map_or_else(default_threads, |n| n as usize);
-        let tasks = Tasks::new(&device.data_dir, &device.backbone, threads, &device.tasks);
+        let slots = Slots::new(&device.data_dir).signed_only(device.updates.root.is_some());
+        let tasks = Tasks::new(slots, &device.backbone, threads, &device.tasks);
         tasks.refresh()?;
         if tasks.current().is_empty() {
             // A backbone that cannot be read is told now, not when the first plugin goes live.

@@ -33,6 +33,12 @@ struct Device {
     more: String,
 }
 
+/// Exchanges two words of a file.
+fn swap(path: &Path, a: &str, b: &str) {
+    let text = fs::read_to_string(path).unwrap();
+    fs::write(path, text.replace(a, "\0").replace(b, a).replace('\0', b)).unwrap();
+}
+
 impl Device {
     /// With the fixture's plugin active, as `edit` makes it.
     fn new(broker: &str, edit: impl FnOnce(&mut Plugin)) -> Self {
@@ -42,10 +48,9 @@ impl Device {
             plugin.manifest.accepts = Some(accepts());
             edit(plugin);
         });
-        let slots = Slots::new(data.path());
-        let installed = slots.install(&file).unwrap();
+        Slots::new(data.path()).install(&file, None).unwrap();
         // Not activated: some of the plugins here could not be.
-        fs::rename(&installed.path, installed.path.with_file_name("active.plugin")).unwrap();
+        swap(&data.path().join("plugins/lesion/slots.json"), "\"candidate\"", "\"active\"");
         let here = || SocketAddr::from(([127, 0, 0, 1], free_port().unwrap()));
         Self {
             fixture,
@@ -247,19 +252,30 @@ fn backbone_and_plugins_that_do_not_fit_are_told() {
     ill.fixture.backbone = good;
     assert_eq!(ill.failures(), []);
 
-    let active = ill.data.path().join("plugins/lesion/active.plugin");
-    let mut bytes = fs::read(&active).unwrap();
+    let state = ill.data.path().join("plugins/lesion/slots.json");
+    let slots = Slots::new(ill.data.path());
+    let active = slots.active().unwrap().remove(0).1.path;
+    let sound = fs::read(&active).unwrap();
+    let mut bytes = sound.clone();
     bytes[3000] ^= 1;
     fs::write(&active, bytes).unwrap();
-    ill.fails("plugin", "active.plugin");
+    ill.fails("plugin", "which is not the one that it is named by");
+    fs::write(&active, sound).unwrap();
+    let text = fs::read_to_string(&state).unwrap();
+    fs::write(&state, &text[1..]).unwrap();
+    ill.fails("plugin", "does not say which plugins the task has");
+    fs::write(&state, text).unwrap();
+    slots.take_down("lesion", "a logit is off by 1").unwrap();
+    ill.fails("plugin", "a logit is off by 1");
 
     let mut odd = Device::new(&broker.url(), |_| ());
     odd.more = "[[task]]\nname = \"lesion\"\n[task.views.axial]\nplane = [\"axial\"]".into();
     odd.fails("plugin", "lesion 1.0.0 gets no series: rules.views asks for a plugin of several views");
 
     // Only a candidate, and rules for a task that is not there: the service starts, and does nothing.
-    fs::copy(ill.fixture.folder().join("good.plugin"), active.with_file_name("candidate.plugin")).unwrap();
-    fs::remove_file(&active).unwrap();
+    slots.rollback("lesion").unwrap_err();
+    fs::remove_file(&state).unwrap();
+    slots.install(&ill.fixture.folder().join("good.plugin"), None).unwrap();
     ill.more = "[[task]]\nname = \"bleed\"\nmodality = [\"CT\"]".into();
     let found = ill.examine();
     let said = &found.stdout;

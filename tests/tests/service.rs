@@ -9,6 +9,7 @@ use dicom_core::VR;
 use dicom_dictionary_std::tags;
 use runtime::result::{Completion, Input, Kind, TaskResult};
 use runtime::service::Health;
+use runtime::slots::Slots;
 use runtime::tensor::sha256;
 use tests::dicom::put_text;
 use tests::fixture::Fixture;
@@ -226,7 +227,7 @@ fn a_plugin_that_goes_live_is_taken_over_and_a_broken_one_told() {
     }
 
     // Damaged where it lies.
-    let active = site.on.data().join("plugins/lesion/active.plugin");
+    let active = Slots::new(&site.on.data()).active().unwrap().remove(0).1.path;
     let mut bytes = fs::read(&active).unwrap();
     bytes[3000] ^= 1;
     fs::write(&active, bytes).unwrap();
@@ -244,6 +245,46 @@ fn a_plugin_that_goes_live_is_taken_over_and_a_broken_one_told() {
     assert!(health.last_result.is_some() && health.memory_bytes.is_some());
     let sick = site.on.get("/healthz").unwrap();
     assert!(sick.starts_with("HTTP/1.1 503") && sick.contains("task lesion cannot be run: "), "{sick}");
+}
+
+#[test]
+fn a_task_that_was_taken_down_refuses_what_it_would_take() {
+    let mut site = Site::started("").unwrap();
+    let slots = Slots::new(&site.on.data());
+    slots.take_down("lesion", "a logit is off by 1").unwrap();
+    assert!(site.on.await_line("a task cannot be run").unwrap().contains("a logit is off by 1"));
+    send(&site, &site.series(1, dims(6)).unwrap());
+    let refused = site.next().unwrap();
+    assert_eq!((refused.kind, refused.labels.len()), (Kind::Refused, 0));
+    let why = &refused.warnings[0];
+    assert!(why.starts_with("task lesion cannot be run on this device: it was taken down on 2"), "{why}");
+    let sick = site.on.get("/healthz").unwrap();
+    assert!(sick.starts_with("HTTP/1.1 503") && sick.contains("a logit is off by 1"), "{sick}");
+    let listed = site.on.plugin(&["list"]).unwrap().stdout;
+    assert!(listed.starts_with("lesion  down       1.0.0  ") && listed.contains("off by 1"), "{listed}");
+
+    // It passes again.
+    site.on.plugin(&["activate", "lesion"]).unwrap();
+    site.on.await_line("task loaded").unwrap();
+    let until = Instant::now() + PATIENCE;
+    while !site.on.get("/healthz").unwrap().ends_with("\r\n\r\nok\n") {
+        assert!(Instant::now() < until, "{:?}", site.on.log());
+    }
+    send(&site, &site.series(2, dims(6)).unwrap());
+    assert_eq!(site.next().unwrap().kind, Kind::Final);
+
+    // Where nobody wants it, nothing is wrong and nothing is said.
+    slots.retire("lesion", "it is not among the desired tasks").unwrap();
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let message = site.subscriber.next(PATIENCE).unwrap();
+        let state = String::from_utf8(message.payload).unwrap();
+        if message.topic.ends_with("/state") && state.contains("\"tasks\":[]") {
+            break;
+        }
+        assert!(Instant::now() < until);
+    }
+    assert!(site.on.get("/healthz").unwrap().ends_with("\r\n\r\nok\n"));
 }
 
 #[test]

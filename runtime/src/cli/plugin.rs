@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use firmware_config::device::Device;
 use firmware_config::{Label, Manifest, Task};
 use runtime::engine::default_threads;
+use runtime::gate::{Gate, GateLimits, GateReport, ThisMachine};
 use runtime::plugin::Plugin;
-use runtime::slots::{Installed, Slots};
+use runtime::slots::{Down, Failed, Placed, Slot, SlotError, Slots, State};
 use serde::Serialize;
 
 use super::{Fault, config, say};
@@ -33,7 +35,21 @@ pub enum PluginCommand {
         #[command(flatten)]
         device: DeviceArgs,
     },
-    /// List the plugins of this device.
+    /// Bring a task's previous plugin back, at once. A running service takes it over by itself.
+    Rollback {
+        /// The task's name.
+        task: String,
+        #[command(flatten)]
+        device: DeviceArgs,
+    },
+    /// Check a task's active plugin now: its file, the graph that it merges to, and its golden cases on this machine.
+    Verify {
+        /// The task's name.
+        task: String,
+        #[command(flatten)]
+        device: DeviceArgs,
+    },
+    /// List the plugins of this device, those that failed, and why.
     List {
         #[command(flatten)]
         device: DeviceArgs,
@@ -59,8 +75,7 @@ impl PluginCommand {
                 say::table(&describe(&plugin.manifest, sha256))
             }
             Self::Install { file, device } => {
-                let device = config::load(&device.config)?;
-                let installed = Slots::new(&device.data_dir).install(&file)?;
+                let installed = slots(&config::load(&device.config)?).install(&file, None)?;
                 let Task { name, version } = &installed.task;
                 say::line(&format!(
                     "{name} {version} is the candidate of its task; `scanside plugin activate {name}` makes it run"
@@ -68,41 +83,139 @@ impl PluginCommand {
             }
             Self::Activate { task, device } => {
                 let device = config::load(&device.config)?;
-                let threads = device.threads.map_or_else(default_threads, |n| n as usize);
-                let slots = Slots::new(&device.data_dir);
-                let (active, report) = slots.activate(&task, &device.backbone, threads)?;
+                let limits = GateLimits::from(&device.gate);
+                let (active, report) =
+                    slots(&device).activate(&task, &device.backbone, threads(&device), &limits)?;
                 let Task { name, version } = &active.task;
-                say::line(&format!(
-                    "{name} {version} is active: {} golden cases reproduced, a logit is off by {:.1e} at most",
-                    report.cases, report.logits
-                ))
+                say::line(&format!("{name} {version} is active: {}", passed(&report)))
             }
-            Self::List { device, json } => list(&Slots::new(&config::load(&device.config)?.data_dir), json),
+            Self::Rollback { task, device } => {
+                let active = slots(&config::load(&device.config)?).rollback(&task)?;
+                let Task { name, version } = &active.task;
+                say::line(&format!("{name} {version} is active again"))
+            }
+            Self::Verify { task, device } => verify(&task, &config::load(&device.config)?),
+            Self::List { device, json } => list(&slots(&config::load(&device.config)?), json),
         }
     }
 }
 
+/// Where a trusted root is configured, what is installed must come from its repository.
+fn slots(device: &Device) -> Slots {
+    Slots::new(&device.data_dir).signed_only(device.updates.root.is_some())
+}
+
+fn threads(device: &Device) -> usize {
+    device.threads.map_or_else(default_threads, |n| n as usize)
+}
+
+fn passed(report: &GateReport) -> String {
+    let GateReport { golden, time, memory } = report;
+    let memory = memory.map_or(String::new(), |bytes| format!(", {} MB", bytes.div_ceil(1_000_000)));
+    format!(
+        "{} golden cases reproduced, a logit is off by {:.1e} at most ({:.2} s{memory})",
+        golden.cases,
+        golden.logits,
+        time.as_secs_f64()
+    )
+}
+
+fn verify(task: &str, device: &Device) -> Result<(), Fault> {
+    let slots = slots(device);
+    let active = slots.state(task)?.and_then(|state| state.active);
+    let Some(active) = active else {
+        let folder = device.data_dir.join("plugins").join(task);
+        return Err(runtime::Error::from(SlotError::NoActive { task: task.into(), folder }).into());
+    };
+    let gate = Gate { limits: (&device.gate).into(), machine: &ThisMachine, go_on: &|| true };
+    let (loaded, report) = gate.build(|| slots.load(&active, &device.backbone, threads(device)))?;
+    let Task { name, version } = &active.task;
+    say::line(&format!(
+        "{name} {version} is sound: file and graph are what they were ({}, {}), {}",
+        active.sha256,
+        loaded.graph_sha256,
+        passed(&report)
+    ))
+}
+
 fn list(slots: &Slots, json: bool) -> Result<(), Fault> {
-    for slot in slots.list()? {
-        let both = [("active", &slot.active), ("candidate", &slot.candidate)];
-        for (place, found) in both.into_iter().filter_map(|(place, found)| Some((place, found.as_ref()?))) {
-            let (version, sha256, problem) = match found {
-                Ok(Installed { task, sha256, .. }) => (Some(&task.version), Some(sha256), None),
-                Err(error) => (None, None, Some(error.to_string())),
-            };
-            let name = &slot.name;
-            say::line(&if json {
-                serde_json::json!({
-                    "task": name, "slot": place, "version": version, "sha256": sha256, "problem": problem,
-                })
-                .to_string()
-            } else {
-                let what = problem.or_else(|| Some(format!("{}  {}", version?, sha256?))).unwrap_or_default();
-                format!("{name}  {place:<9}  {what}")
-            })?;
+    for Slot { name, state } in slots.list()? {
+        match state {
+            Ok(state) => state_lines(slots, &state)
+                .into_iter()
+                .try_for_each(|line| say::line(&if json { line.json(&name) } else { line.text(&name) }))?,
+            Err(error) => {
+                let line = Line { slot: "unknown", plugin: None, say: error.to_string() };
+                say::line(&if json { line.json(&name) } else { line.text(&name) })?;
+            }
         }
     }
     Ok(())
+}
+
+/// A line of the list.
+struct Line<'a> {
+    slot: &'static str,
+    plugin: Option<&'a Placed>,
+    /// What is the matter with it; empty where nothing is.
+    say: String,
+}
+
+fn state_lines<'a>(slots: &Slots, state: &'a State) -> Vec<Line<'a>> {
+    let problem = |slot, placed| {
+        // Of what was taken down, the reason is told instead.
+        let read = slots.read(placed);
+        read.err().filter(|_| slot != "down").map_or(String::new(), |error| error.to_string())
+    };
+    let mut lines: Vec<Line> = state
+        .placed()
+        .map(|(slot, placed)| Line { slot, plugin: Some(placed), say: problem(slot, placed) })
+        .collect();
+    for line in &mut lines {
+        match (line.slot, &state.down, &state.shadow) {
+            ("down", Some(Down { reason, at, .. }), _) => line.say = format!("since {at}: {reason}"),
+            ("candidate", _, Some(run)) if line.say.is_empty() => {
+                let shadow = run.report();
+                line.say = format!(
+                    "in the shadow: {} of {} series, agreement {:.3}, difference {:.3} on average and {:.3} at most",
+                    shadow.results,
+                    shadow.of,
+                    shadow.agreement,
+                    shadow.mean_difference,
+                    shadow.max_difference
+                );
+            }
+            _ => {}
+        }
+    }
+    if let Some(Failed { plugin, reason, at }) = &state.failed {
+        lines.push(Line { slot: "failed", plugin: Some(plugin), say: format!("{at}: {reason}") });
+    }
+    lines
+}
+
+impl Line<'_> {
+    fn text(&self, name: &str) -> String {
+        let slot = self.slot;
+        let plugin = self.plugin.map_or(String::new(), |Placed { sha256, task, target }| {
+            let target = target.as_ref().map_or("unsigned", |target| &target.name);
+            format!("  {}  {sha256}  {target}", task.version)
+        });
+        let gap = if self.say.is_empty() { "" } else { "  " };
+        format!("{name}  {slot:<9}{plugin}{gap}{}", self.say)
+    }
+
+    fn json(&self, name: &str) -> String {
+        serde_json::json!({
+            "task": name,
+            "slot": self.slot,
+            "version": self.plugin.map(|plugin| &plugin.task.version),
+            "sha256": self.plugin.map(|plugin| &plugin.sha256),
+            "target": self.plugin.and_then(|plugin| plugin.target.as_ref()),
+            "problem": (!self.say.is_empty()).then_some(&self.say),
+        })
+        .to_string()
+    }
 }
 
 fn describe(manifest: &Manifest, sha256: String) -> Vec<(&'static str, String)> {

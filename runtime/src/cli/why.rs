@@ -29,8 +29,8 @@ impl Why {
     pub fn run(self) -> Result<(), Fault> {
         let device = config::load(&self.config)?;
         let mut plugins = Vec::new();
-        for (_, path) in Slots::new(&device.data_dir).active()? {
-            plugins.push(Plugin::read(&path)?.0.manifest);
+        for (_, active) in Slots::new(&device.data_dir).active()? {
+            plugins.push(Plugin::read(&active.path)?.0.manifest);
         }
         if plugins.is_empty() {
             return Err(Fault::Usage(format!(

@@ -1,7 +1,5 @@
 //! The backbone, and the plugins that are to run on it.
 
-use std::path::Path;
-
 use firmware_config::device::Device;
 use firmware_config::{Manifest, Rules};
 
@@ -9,8 +7,7 @@ use super::Check;
 use crate::Error;
 use crate::backbone::{Backbone, BackboneError};
 use crate::ingest::rules::views_that_differ;
-use crate::plugin::Plugin;
-use crate::slots::{Slot, Slots};
+use crate::slots::{Down, Failed, Placed, Slot, Slots, State};
 
 /// What lies on the box, or why it cannot be used.
 pub(super) struct Weights {
@@ -30,6 +27,12 @@ struct Task {
     name: String,
     active: Option<Result<Manifest, Error>>,
     waiting: bool,
+    /// Whether a candidate runs beside the active plugin.
+    shadow: bool,
+    /// What was taken down because it was at fault.
+    down: Option<Down>,
+    failed: Option<Failed>,
+    unsigned: bool,
 }
 
 impl Weights {
@@ -39,8 +42,9 @@ impl Weights {
             bytes: backbone.tensors.values().map(|t| 4 * t.data.len() as u64).sum(),
             sha256: backbone.sha256,
         });
-        let slots = Slots::new(&device.data_dir).list();
-        Self { backbone, slots: slots.map(|slots| slots.into_iter().map(task).collect()) }
+        let slots = Slots::new(&device.data_dir);
+        let tasks = slots.list().map(|list| list.into_iter().map(|slot| task(&slots, slot)).collect());
+        Self { backbone, slots: tasks }
     }
 
     fn tasks(&self) -> &[Task] {
@@ -51,8 +55,9 @@ impl Weights {
     /// being loaded holds the graph besides (`tests/tests/memory.rs` holds `infer` to that).
     pub fn memory(&self) -> Option<u64> {
         let one = self.backbone.as_ref().ok()?.bytes;
-        let active = self.tasks().iter().filter(|task| task.active.is_some()).count() as u64;
-        Some(one * (2 * active.max(1) + 1))
+        let loaded = |task: &Task| u64::from(task.active.is_some()) + u64::from(task.shadow);
+        let loaded: u64 = self.tasks().iter().map(loaded).sum();
+        Some(one * (2 * loaded.max(1) + 1))
     }
 
     pub fn checks(&self, device: &Device) -> Vec<Check> {
@@ -73,7 +78,11 @@ impl Weights {
         }
         let sha256 = self.backbone.as_ref().ok().map(|summary| summary.sha256.as_str());
         let rules = |task: &Task| device.tasks.iter().find(|rules| rules.name == task.name).map(|t| &t.rules);
-        checks.extend(self.tasks().iter().map(|task| judge(task, sha256, rules(task))));
+        let signed_only = device.updates.root.is_some();
+        for task in self.tasks() {
+            checks.push(judge(task, sha256, rules(task)));
+            checks.extend(remarks(task, signed_only));
+        }
         let runs = |name: &str| self.tasks().iter().any(|task| task.name == name && task.active.is_some());
         if !self.tasks().iter().any(|task| task.active.is_some()) {
             checks.push(Check::warn(
@@ -93,15 +102,61 @@ impl Weights {
     }
 }
 
-fn task(slot: Slot) -> Task {
-    let manifest = |path: &Path| Plugin::read(path).map(|(plugin, _)| plugin.manifest).map_err(Error::from);
-    let active = slot.active.map(|installed| installed.and_then(|installed| manifest(&installed.path)));
-    Task { name: slot.name, active, waiting: slot.candidate.is_some() }
+fn task(slots: &Slots, Slot { name, state }: Slot) -> Task {
+    let (state, error) = match state {
+        Ok(state) => (state, None),
+        Err(error) => (State::default(), Some(Err(error))),
+    };
+    let read = |placed: &Placed| slots.read(placed).map(|plugin| plugin.manifest);
+    Task {
+        name,
+        active: error.or_else(|| state.active.as_ref().map(read)),
+        waiting: state.candidate.is_some(),
+        shadow: state.shadow.is_some(),
+        unsigned: state.active.is_some_and(|active| active.target.is_none()),
+        down: state.down.filter(|down| down.by_fault),
+        failed: state.failed,
+    }
+}
+
+/// What is to be said of a task besides whether it runs.
+fn remarks(task: &Task, signed_only: bool) -> Vec<Check> {
+    let name = &task.name;
+    let mut checks = Vec::new();
+    if let Some(Failed { plugin, reason, at }) = &task.failed {
+        checks.push(Check::warn(
+            "plugin",
+            format!("{name} {} did not go live on {at}: {reason}", plugin.task.version),
+            "install one that does; until then this is told",
+        ));
+    }
+    if signed_only && task.unsigned {
+        checks.push(Check::warn(
+            "plugin",
+            format!("{name} is active and unsigned, and updates.root is configured"),
+            "install it by its target name once the repository publishes it",
+        ));
+    }
+    checks
 }
 
 fn judge(task: &Task, backbone: Option<&str>, rules: Option<&Rules>) -> Check {
     let name = &task.name;
     let manifest = match &task.active {
+        None if task.down.is_some() => {
+            let down = task.down.as_ref();
+            let (version, at, reason) = down.map_or(("", "", ""), |down| {
+                (down.plugin.task.version.as_str(), down.at.as_str(), down.reason.as_str())
+            });
+            let remedy = format!(
+                "mend what the reason says and `scanside plugin activate {name}`, or `scanside plugin rollback {name}`"
+            );
+            return Check::fail(
+                "plugin",
+                format!("{name} {version} was taken down on {at}: {reason}"),
+                remedy,
+            );
+        }
         None => {
             let remedy = format!("`scanside plugin activate {name}`");
             return Check::warn("plugin", format!("{name} is installed and not active"), remedy);

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use firmware_config::{Manifest, Observed};
+use firmware_config::{Manifest, Observed, TargetRef};
 
 use super::{Context, LoadedTask};
-use crate::engine::Output;
+use crate::engine::{EngineInfo, Output};
 use crate::recipe::Prepared;
 use crate::result::{
-    INTENDED_USE, Input, KeySlice, Kind, LabelResult, Provenance, SCHEMA, TaskResult, Trust, ViewInput,
-    result_id, rfc3339,
+    INTENDED_USE, Input, KeySlice, Kind, LabelResult, Provenance, SCHEMA, SignedTarget, TaskResult, Trust,
+    ViewInput, result_id, rfc3339,
 };
 use crate::tensor::sha256;
 use crate::volume::{Source, SourceKind};
@@ -78,7 +78,7 @@ impl LoadedTask {
             .enumerate()
             .filter_map(|(view, ((name, _), scan))| Some(Given { view, name, scan: scan.as_ref()? }))
             .collect();
-        let mut result = self.blank(&input(&given, context), context, tensor_sha256);
+        let mut result = self.plugin_ref().blank(&input(&given, context), context, tensor_sha256);
         result.labels = labels(manifest, &output.logits);
         let weights = manifest.views.keys().cloned().zip(output.view_weights.iter().copied());
         result.view_weights = weights.collect();
@@ -87,6 +87,35 @@ impl LoadedTask {
         result
     }
 
+    /// See [`PluginRef::refusal`].
+    pub fn refusal(&self, input: &Input, reason: String, context: &Context) -> TaskResult {
+        self.plugin_ref().refusal(input, reason, context)
+    }
+
+    fn plugin_ref(&self) -> PluginRef<'_> {
+        PluginRef {
+            manifest: &self.plugin.manifest,
+            plugin_sha256: &self.plugin_sha256,
+            target: self.target.as_ref(),
+            engine: self.engine.info(),
+        }
+    }
+}
+
+/// The plugin that a result is of, whether or not it can be run.
+#[derive(Debug)]
+pub struct PluginRef<'a> {
+    /// What it says of itself.
+    pub manifest: &'a Manifest,
+    /// SHA-256 of its file.
+    pub plugin_sha256: &'a str,
+    /// The signed target that it came from.
+    pub target: Option<&'a TargetRef>,
+    /// How it is or would be run.
+    pub engine: EngineInfo,
+}
+
+impl PluginRef<'_> {
     /// The result that says why a DICOM series was not classified. `input` is what is known of it.
     pub fn refusal(&self, input: &Input, reason: String, context: &Context) -> TaskResult {
         let context = Context { kind: Kind::Refused, ..context.clone() };
@@ -98,17 +127,17 @@ impl LoadedTask {
     /// A result that says nothing yet.
     fn blank(&self, input: &Input, context: &Context, tensor_sha256: String) -> TaskResult {
         let Context { device, created, kind, revision, replaces, .. } = context.clone();
-        let task = &self.plugin.manifest.task;
+        let task = &self.manifest.task;
         TaskResult {
             schema: SCHEMA.into(),
-            result_id: result_id(&device, &task.name, &self.plugin_sha256, &input.digest, kind, revision),
+            result_id: result_id(&device, &task.name, self.plugin_sha256, &input.digest, kind, revision),
             kind,
             is_final: kind == Kind::Final,
             revision,
             replaces,
             created: rfc3339(created),
             intended_use: INTENDED_USE.into(),
-            trust: Trust::Unsigned,
+            trust: if self.target.is_some() { Trust::Signed } else { Trust::Unsigned },
             device,
             task: task.clone(),
             input: input.clone(),
@@ -122,7 +151,7 @@ impl LoadedTask {
     }
 
     fn provenance(&self, tensor_sha256: String) -> Provenance {
-        let manifest = &self.plugin.manifest;
+        let manifest = self.manifest;
         let recipe = match &manifest.inputs()[..] {
             [(_, recipe)] => serde_json::to_vec(recipe),
             views => serde_json::to_vec(&views.iter().copied().collect::<BTreeMap<_, _>>()),
@@ -130,12 +159,16 @@ impl LoadedTask {
         let recipe = recipe.expect("plain data serialises");
         let mut provenance = Provenance {
             backbone_sha256: manifest.backbone.sha256.clone(),
-            plugin_sha256: self.plugin_sha256.clone(),
-            graph_sha256: self.graph_sha256.clone(),
+            plugin_sha256: self.plugin_sha256.to_owned(),
+            graph_sha256: manifest.graph_sha256.clone(),
             recipe_sha256: sha256(&recipe),
             tensor_sha256,
-            engine: self.engine.info(),
+            engine: self.engine.clone(),
             build: BUILD.into(),
+            target: self.target.map(|TargetRef { name, sha256, .. }| SignedTarget {
+                name: name.clone(),
+                sha256: sha256.clone(),
+            }),
             digest: String::new(),
         };
         provenance.digest = provenance.compute_digest();

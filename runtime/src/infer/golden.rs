@@ -25,6 +25,11 @@ impl LoadedTask {
     /// # Errors
     /// [`InferError::NoGolden`] for a plugin that has none, [`InferError::Golden`] for a case that is not reproduced.
     pub fn check_golden(&self) -> Result<GoldenReport, Error> {
+        self.check_golden_while(&|| true)
+    }
+
+    /// As [`Self::check_golden`]; `go_on` is asked before each slice, as by [`crate::engine::Engine::encode_while`].
+    pub fn check_golden_while(&self, go_on: &(dyn Fn() -> bool + Sync)) -> Result<GoldenReport, Error> {
         let cases = &self.plugin.manifest.golden;
         let task = || self.plugin.manifest.task.name.clone();
         if cases.is_empty() {
@@ -36,7 +41,7 @@ impl LoadedTask {
                 InferError::Golden { task: task(), case: case.name.clone(), detail }.into()
             };
             let volume = golden_volume(case, self.plugin.golden.get(&case.name)).map_err(differs)?;
-            let output = self.output(&volume)?;
+            let output = self.output_while(&volume, go_on)?;
             let logits = difference(&output.logits, &case.logits);
             let weights = difference(&golden_weights(&output), &case.slice_weights);
             for (what, found, limit) in [
@@ -59,10 +64,14 @@ impl LoadedTask {
 
     /// What the engine makes of a golden case's volume, given as every view.
     pub fn output(&self, volume: &Volume) -> Result<Output, Error> {
+        self.output_while(volume, &|| true)
+    }
+
+    fn output_while(&self, volume: &Volume, go_on: &(dyn Fn() -> bool + Sync)) -> Result<Output, Error> {
         let encode = |view: usize| -> Result<_, Error> {
             let prepared = self.prepare(view, volume)?;
             let write = |s: usize, out: &mut [f32]| prepared.write_slice(s, out);
-            Ok(Some(self.engine.encode(view, prepared.slices(), &write)?))
+            Ok(Some(self.engine.encode_while(view, prepared.slices(), &write, go_on)?))
         };
         Ok(self.engine.pool((0..self.engine.views().len()).map(encode).collect::<Result<_, _>>()?)?)
     }

@@ -13,7 +13,7 @@ const CARD: &str = "card.md";
 const SUMS: &str = "SHA256SUMS";
 
 /// Larger than any plugin: rank 64 on ViT-g has 60 MB of factors.
-const MOST_BYTES: u64 = 256 << 20;
+pub const MOST_BYTES: u64 = 256 << 20;
 
 /// The bytes of the plugin file.
 pub(super) fn encode(plugin: &Plugin) -> Vec<u8> {
@@ -40,18 +40,35 @@ pub(super) fn encode(plugin: &Plugin) -> Vec<u8> {
     tar.into_inner().expect("writing to memory cannot fail")
 }
 
+/// See [`Plugin::read_bytes`].
+pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>, PluginError> {
+    let io = |source| PluginError::Io { path: path.into(), source };
+    let file = std::fs::File::open(path).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    let mut bytes = Vec::new();
+    if length <= MOST_BYTES {
+        // A device or pipe has no length, and may have no end.
+        file.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
+    }
+    if length.max(bytes.len() as u64) > MOST_BYTES {
+        let found = if length > MOST_BYTES { format!("{length}") } else { format!("more than {MOST_BYTES}") };
+        let detail = format!("{found} bytes, expected at most {MOST_BYTES}");
+        return Err(PluginError::Malformed { path: path.into(), detail });
+    }
+    Ok(bytes)
+}
+
 /// Reads and checks a plugin file; returns it with the file's SHA-256.
 pub(super) fn read(path: &Path) -> Result<(Plugin, String), PluginError> {
-    let io = |source| PluginError::Io { path: path.into(), source };
-    let malformed = |detail: String| PluginError::Malformed { path: path.into(), detail };
-    let length = std::fs::metadata(path).map_err(io)?.len();
-    if length > MOST_BYTES {
-        return Err(malformed(format!("{length} bytes, expected at most {MOST_BYTES}")));
-    }
-    let bytes = std::fs::read(path).map_err(io)?;
+    let bytes = read_bytes(path)?;
+    Ok((parse(&bytes, path)?, sha256(&bytes)))
+}
 
+/// See [`Plugin::parse`].
+pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Plugin, PluginError> {
+    let malformed = |detail: String| PluginError::Malformed { path: path.into(), detail };
     let mut members = Vec::new();
-    let mut archive = tar::Archive::new(bytes.as_slice());
+    let mut archive = tar::Archive::new(bytes);
     for (entry, expected) in
         archive.entries().map_err(|e| malformed(e.to_string()))?.zip([MANIFEST, CONTENT, GOLDEN, CARD, SUMS])
     {
@@ -86,7 +103,7 @@ pub(super) fn read(path: &Path) -> Result<(Plugin, String), PluginError> {
         return Err(malformed("its bytes do not match its checksums".into()));
     }
     check(&plugin).map_err(malformed)?;
-    Ok((plugin, sha256(&bytes)))
+    Ok(plugin)
 }
 
 /// What ties manifest and content together.

@@ -18,6 +18,7 @@ pub(crate) fn sample() -> TaskResult {
             threads: 2,
         },
         build: "scanside 1.2.3".into(),
+        target: None,
         digest: String::new(),
     };
     provenance.digest = provenance.compute_digest();

@@ -142,8 +142,10 @@ fn classify(core: &Core, job: &Job) -> Result<Outcome, Trouble> {
     let mut series = Series { core, job, headers: &headers, volume: None };
     let mut outcome = Outcome::default();
     let decisions = decisions(core, job, &headers);
+    outcome.results = refusals_of_unfit(core, job, &headers)?;
     if let Some(StudyJob { task, .. }) = &job.study
         && decisions.is_empty()
+        && outcome.results.is_empty()
     {
         return Err(Trouble::Failed(format!("task {task}, which has waited for other series, does not run")));
     }
@@ -208,16 +210,44 @@ fn classify(core: &Core, job: &Job) -> Result<Outcome, Trouble> {
 
 /// What the tasks that the job is about say to the series.
 fn decisions(core: &Core, job: &Job, headers: &[Arc<Header>]) -> Vec<(Arc<LoadedTask>, Decision)> {
-    let headers: Vec<Header> = headers.iter().map(|header| (**header).clone()).collect();
-    let decisions = ObservedSeries::from_headers(&headers).map(|series| core.tasks.decide(&series));
+    let decisions = observed(headers).map(|series| core.tasks.decide(&series));
     let mut decisions = decisions.unwrap_or_default();
     decisions.retain(|(task, _)| is_about(job, task));
     decisions
 }
 
+/// What tasks say that would take the series and cannot be run: a series that is accepted does not end in silence.
+fn refusals_of_unfit(core: &Core, job: &Job, headers: &[Arc<Header>]) -> Result<Vec<TaskResult>, Error> {
+    let mut results = Vec::new();
+    let Some(series) = observed(headers) else { return Ok(results) };
+    for (name, unfit) in core.tasks.unfit_for(&series) {
+        if !is_named(job, &name) {
+            continue;
+        }
+        let mut context = context(core, job, &name);
+        if unfit.manifest().is_some_and(|manifest| !manifest.views.is_empty()) {
+            context = studies::revised(core, job, &name, context)?;
+        }
+        if let Some(result) = unfit.refusal(&input(job, &context), &context) {
+            tracing::warn!(job = %job.id, task = name, reason = unfit.reason, "a series is refused");
+            results.push(result);
+        }
+    }
+    Ok(results)
+}
+
+fn observed(headers: &[Arc<Header>]) -> Option<ObservedSeries> {
+    let headers: Vec<Header> = headers.iter().map(|header| (**header).clone()).collect();
+    ObservedSeries::from_headers(&headers)
+}
+
 /// Whether a job is about a task.
 fn is_about(job: &Job, task: &LoadedTask) -> bool {
-    job.study.as_ref().is_none_or(|study| study.task == task.plugin.manifest.task.name)
+    is_named(job, &task.plugin.manifest.task.name)
+}
+
+fn is_named(job: &Job, task: &str) -> bool {
+    job.study.as_ref().is_none_or(|study| study.task == task)
 }
 
 /// Refused results of the tasks that would have taken the series, or of all where that cannot be told.

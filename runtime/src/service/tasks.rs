@@ -1,25 +1,28 @@
 //! The tasks that run here: the active plugins of the slots, loaded, and the device's rules for them.
 //!
-//! A plugin that goes live while the service runs is noticed by its file, which activation renames into its place; what
-//! is under way ends with the plugin that it began with. One that cannot be loaded is told and does not keep the others
-//! from running.
+//! A change of the slots while the service runs is noticed by `slots.json`. A plugin that goes live is loaded beside the one that
+//! runs, and takes its place when it is ready; what is under way ends with the plugin that it began with. One that cannot be
+//! loaded, or was taken down because it was at fault, is told and does not keep the others from running; series for it are
+//! refused.
 
 use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
 use firmware_config::device::TaskRules;
-use firmware_config::{Rules, Task};
+use firmware_config::{Manifest, Rules, Task};
 
 use crate::Error;
-use crate::infer::LoadedTask;
+use crate::engine::EngineInfo;
+use crate::infer::{Context, LoadedTask, PluginRef};
 use crate::ingest::rules::{
     Decision, ObservedSeries, StudyDecision, decide_for, decide_study_for, may_accept,
 };
-use crate::slots::Slots;
+use crate::result::{Input, TaskResult};
+use crate::slots::{Down, Placed, Slot, Slots, State};
 use crate::volume::Header;
 
 /// See the module's description.
@@ -36,21 +39,53 @@ pub struct Tasks {
 #[derive(Clone)]
 struct Entry {
     stamp: Stamp,
-    state: Result<Arc<LoadedTask>, String>,
+    state: Result<Arc<LoadedTask>, Arc<Unfit>>,
 }
 
-/// Tells one file from another that was put in its place.
-type Stamp = (u64, u64, i64, i64);
+/// A task that cannot be run.
+pub struct Unfit {
+    /// Why not.
+    pub reason: String,
+    /// Its plugin, as far as it can be read.
+    plugin: Option<(Manifest, Placed)>,
+    threads: usize,
+}
 
-fn stamp(file: &Metadata) -> Stamp {
+impl Unfit {
+    /// What its plugin says of itself.
+    pub fn manifest(&self) -> Option<&Manifest> {
+        self.plugin.as_ref().map(|(manifest, _)| manifest)
+    }
+
+    /// The result that says so; none where nothing is known of the plugin.
+    pub fn refusal(&self, input: &Input, context: &Context) -> Option<TaskResult> {
+        let (manifest, Placed { sha256, task, target }) = self.plugin.as_ref()?;
+        let (target, engine) = (target.as_ref(), EngineInfo::here(self.threads));
+        let plugin = PluginRef { manifest, plugin_sha256: sha256, target, engine };
+        let reason = format!("task {} cannot be run on this device: {}", task.name, self.reason);
+        Some(plugin.refusal(input, reason, context))
+    }
+}
+
+/// Tells what is to be loaded from what was.
+#[derive(Debug, Clone, PartialEq)]
+enum Stamp {
+    /// The plugin, and its file, which may have been changed where it lies.
+    Active(Placed, Option<(u64, u64, i64, i64)>),
+    Down(Down),
+    /// The slots cannot be read.
+    Unreadable(String),
+}
+
+fn stamp(file: &Metadata) -> (u64, u64, i64, i64) {
     (file.ino(), file.size(), file.mtime(), file.mtime_nsec())
 }
 
 impl Tasks {
     /// Nothing is loaded before [`Self::refresh`].
-    pub fn new(data_dir: &Path, backbone: &Path, threads: usize, rules: &[TaskRules]) -> Self {
+    pub fn new(slots: Slots, backbone: &Path, threads: usize, rules: &[TaskRules]) -> Self {
         let this = Self {
-            slots: Slots::new(data_dir),
+            slots,
             backbone: backbone.to_owned(),
             threads,
             table: RwLock::default(),
@@ -74,48 +109,73 @@ impl Tasks {
     pub fn refresh(&self) -> Result<bool, Error> {
         let _one = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.table();
-        let mut after = BTreeMap::new();
-        for (name, path) in self.slots.active()? {
-            // Gone again since it was listed.
-            let Ok(file) = std::fs::metadata(&path) else { continue };
-            let stamp = stamp(&file);
-            let kept = before.get(&name).filter(|entry| entry.stamp == stamp).cloned();
-            let entry = kept.unwrap_or_else(|| Entry { stamp, state: self.load(&name, &path) });
-            after.insert(name, entry);
+        let mut names = Vec::new();
+        let mut changed = false;
+        for Slot { name, state } in self.slots.list()? {
+            let Some(stamp) = self.stamp(&state) else { continue };
+            if before.get(&name).is_none_or(|entry| entry.stamp != stamp) {
+                let state = self.load(&name, &stamp);
+                // The next one takes its time, and this one is ready.
+                self.write_table().insert(name.clone(), Entry { stamp, state });
+                changed = true;
+            }
+            names.push(name);
         }
-        let same = |(a, b): (&String, &Entry)| before.get(a).is_some_and(|entry| entry.stamp == b.stamp);
-        let changed = after.len() != before.len() || !after.iter().all(same);
-        *self.table.write().unwrap_or_else(PoisonError::into_inner) = after;
-        Ok(changed)
+        let mut table = self.write_table();
+        let all = table.len();
+        table.retain(|name, _| names.contains(name));
+        Ok(changed || table.len() != all)
     }
 
-    fn load(&self, name: &str, path: &Path) -> Result<Arc<LoadedTask>, String> {
-        let loaded = LoadedTask::merge(&self.backbone, path, self.threads).map_err(|error| error.to_string());
-        let loaded = loaded.and_then(|loaded| {
-            let named = &loaded.plugin.manifest.task.name;
-            if named == name {
-                return Ok(Arc::new(loaded));
+    /// None where nothing is to run.
+    fn stamp(&self, state: &Result<State, Error>) -> Option<Stamp> {
+        match state {
+            Err(error) => Some(Stamp::Unreadable(error.to_string())),
+            Ok(State { active: Some(placed), .. }) => {
+                let file = std::fs::metadata(self.slots.installed(placed.clone()).path);
+                Some(Stamp::Active(placed.clone(), file.ok().as_ref().map(self::stamp)))
             }
-            Err(format!(
-                "{} holds a plugin of task {named}, expected one of {name}; install it again",
-                path.display()
-            ))
-        });
-        match &loaded {
+            Ok(State { down: Some(down), .. }) if down.by_fault => Some(Stamp::Down(down.clone())),
+            Ok(_) => None,
+        }
+    }
+
+    fn load(&self, name: &str, stamp: &Stamp) -> Result<Arc<LoadedTask>, Arc<Unfit>> {
+        let unfit = |reason: String, placed: Option<&Placed>| {
+            tracing::error!(task = name, error = reason, "a task cannot be run");
+            let plugin = placed.and_then(|placed| {
+                let plugin = self.slots.read(placed).ok()?;
+                Some((plugin.manifest, placed.clone()))
+            });
+            Err(Arc::new(Unfit { reason, plugin, threads: self.threads }))
+        };
+        let placed = match stamp {
+            Stamp::Unreadable(reason) => return unfit(reason.clone(), None),
+            Stamp::Down(Down { plugin, reason, at, .. }) => {
+                return unfit(format!("it was taken down on {at}: {reason}"), Some(plugin));
+            }
+            Stamp::Active(placed, _) => placed,
+        };
+        match self.slots.load(placed, &self.backbone, self.threads) {
             Ok(task) => {
                 let Task { name, version } = &task.plugin.manifest.task;
-                tracing::info!(task = name, version, plugin = task.plugin_sha256, "task loaded");
+                let target = task.target.as_ref().map_or("unsigned", |target| &target.name);
+                tracing::info!(task = name, version, plugin = task.plugin_sha256, target, "task loaded");
                 if task.plugin.manifest.accepts.is_none() {
                     tracing::warn!(task = name, "gets no series: its manifest does not say which it accepts");
                 }
+                Ok(Arc::new(task))
             }
-            Err(error) => tracing::error!(task = name, error, "a task cannot be run"),
+            Err(error) => unfit(error.to_string(), Some(placed)),
         }
-        loaded
     }
 
     fn table(&self) -> BTreeMap<String, Entry> {
         self.table.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn write_table(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Entry>> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The tasks that run, by name.
@@ -123,10 +183,15 @@ impl Tasks {
         self.table().into_values().filter_map(|entry| entry.state.ok()).collect()
     }
 
+    /// The tasks that are to run and cannot, by name.
+    pub fn unfit(&self) -> Vec<(String, Arc<Unfit>)> {
+        let unfit = self.table().into_iter().filter_map(|(name, entry)| Some((name, entry.state.err()?)));
+        unfit.collect()
+    }
+
     /// The active plugins that cannot be run, by the names of their tasks, and why not.
     pub fn failed(&self) -> Vec<(String, String)> {
-        let failed = self.table().into_iter().filter_map(|(name, entry)| Some((name, entry.state.err()?)));
-        failed.collect()
+        self.unfit().into_iter().map(|(name, unfit)| (name, unfit.reason.clone())).collect()
     }
 
     /// Names and versions of the tasks that run.
@@ -143,6 +208,16 @@ impl Tasks {
             (task, decision)
         };
         self.current().into_iter().map(one).collect()
+    }
+
+    /// The tasks that would take a complete series and cannot be run.
+    pub fn unfit_for(&self, series: &ObservedSeries) -> Vec<(String, Arc<Unfit>)> {
+        let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.unfit();
+        all.retain(|(name, unfit)| {
+            unfit.manifest().is_some_and(|manifest| decide_for(manifest, rules.get(name), series).accepted)
+        });
+        all
     }
 
     /// Which of a study's complete series a task of several views takes for which, and how long it waits for the others.
