@@ -12,6 +12,8 @@ use crate::slots::SlotError;
 #[cfg(feature = "service")]
 use crate::store::StoreError;
 use crate::tensor::TensorError;
+#[cfg(feature = "service")]
+use crate::update::UpdateError;
 use crate::volume::VolumeError;
 
 /// Any error of this crate.
@@ -58,6 +60,10 @@ pub enum Error {
     #[cfg(feature = "service")]
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Signed updates.
+    #[cfg(feature = "service")]
+    #[error(transparent)]
+    Update(#[from] UpdateError),
 }
 
 /// A result of this crate.
@@ -82,6 +88,8 @@ impl Error {
             Self::Publish(e) => e.is_bad_input(),
             #[cfg(feature = "service")]
             Self::Store(e) => e.is_bad_input(),
+            #[cfg(feature = "service")]
+            Self::Update(e) => e.is_bad_input(),
         }
     }
 }

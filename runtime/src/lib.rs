@@ -33,6 +33,8 @@ pub mod slots;
 #[cfg(feature = "service")]
 pub mod store;
 pub mod tensor;
+#[cfg(feature = "service")]
+pub mod update;
 pub mod volume;
 
 pub use error::{Error, Result};

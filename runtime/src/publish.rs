@@ -11,6 +11,7 @@
 
 mod endpoint;
 mod error;
+pub mod follow;
 mod key;
 mod link;
 mod outbox;

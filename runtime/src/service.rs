@@ -24,6 +24,7 @@ mod preliminary;
 mod series;
 mod studies;
 pub mod tasks;
+// pub mod updates;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

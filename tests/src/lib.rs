@@ -7,6 +7,7 @@ pub mod golden;
 pub mod mosquitto;
 pub mod programs;
 pub mod reference;
+pub mod repository;
 pub mod scanner;
 pub mod service;
 pub mod subscriber;

@@ -222,7 +222,8 @@ pub enum Source {
 }
 
 impl Source {
-    pub(super) fn new(text: &str) -> Option<Self> {
+    /// None where the text names no repository.
+    pub fn new(text: &str) -> Option<Self> {
         if text == "mqtt" {
             return Some(Self::Mqtt);
         }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
-    ConnAck, Connect, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode, LastWill,
-    LastWillProperties, Login, Packet, PingReq, PubAck, PubAckReason, Publish, PublishProperties,
+    ConnAck, Connect, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode, Filter, LastWill,
+    LastWillProperties, Login, Packet, PingReq, PubAck, PubAckReason, Publish, PublishProperties, Subscribe,
+    SubscribeReasonCode, Unsubscribe,
 };
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -45,6 +46,10 @@ pub(super) struct Settled {
     pub unheard: u64,
     /// Rows that the broker does not want, and why.
     pub refused: Vec<(u64, String)>,
+    /// What came on topics that were subscribed to.
+    pub received: Vec<Message>,
+    /// Topics that the broker does not let us subscribe to, and why.
+    pub barred: Vec<(String, String)>,
 }
 
 /// What a wait came to.
@@ -59,6 +64,10 @@ pub(super) enum Happened<T> {
 pub(super) struct Link {
     wire: Wire,
     flights: BTreeMap<u16, Flight>,
+    /// Subscriptions that the broker has not answered yet.
+    subscribing: BTreeMap<u16, String>,
+    /// Messages of QoS 1 that we have not acknowledged yet.
+    unacknowledged: Vec<u16>,
     last_id: u16,
     window: usize,
     max_packet: u32,
@@ -98,6 +107,8 @@ impl Link {
         Ok(Self {
             wire,
             flights: BTreeMap::new(),
+            subscribing: BTreeMap::new(),
+            unacknowledged: Vec::new(),
             last_id: 0,
             window: window.into(),
             max_packet: given.and_then(|p| p.max_packet_size).unwrap_or(u32::MAX),
@@ -143,7 +154,22 @@ impl Link {
         self.send(&Packet::Publish(packet(message, QoS::AtMostOnce, Some(expiry)))).await
     }
 
-    /// Waits for acknowledgements, `other` or `until`, whichever is first, and keeps the connection alive meanwhile.
+    /// Subscribes to one topic; what is retained there and what is published from now on comes out of [`Self::wait`].
+    pub async fn subscribe(&mut self, topic: &str) -> Result<(), End> {
+        let id = self.free_id();
+        self.subscribing.insert(id, topic.to_owned());
+        let filters = vec![Filter::new(topic, QoS::AtLeastOnce)];
+        self.send(&Packet::Subscribe(Subscribe { pkid: id, filters, properties: None })).await
+    }
+
+    /// Takes a subscription back; nobody waits for the answer.
+    pub async fn unsubscribe(&mut self, topic: &str) -> Result<(), End> {
+        let id = self.free_id();
+        let filters = vec![topic.to_owned()];
+        self.send(&Packet::Unsubscribe(Unsubscribe { pkid: id, filters, properties: None })).await
+    }
+
+    /// Waits for acknowledgements and messages, `other` or `until`, whichever is first, and keeps the connection alive meanwhile.
     pub async fn wait<T>(
         &mut self,
         other: impl Future<Output = T>,
@@ -169,6 +195,9 @@ impl Link {
             // What has arrived together is settled together: one write to the disk for all.
             while let Some(packet) = self.wire.buffered()? {
                 self.take(packet, &mut settled)?;
+            }
+            for id in std::mem::take(&mut self.unacknowledged) {
+                self.send(&Packet::PubAck(PubAck::new(id, None))).await?;
             }
             return Ok(Happened::Settled(settled));
         }
@@ -206,6 +235,23 @@ impl Link {
                 }
             }
             Packet::PingResp(_) => self.pinged = None,
+            Packet::Publish(Publish { qos, topic, pkid, payload, .. }) => {
+                if qos != QoS::AtMostOnce {
+                    self.unacknowledged.push(pkid);
+                }
+                let topic = String::from_utf8_lossy(&topic).into_owned();
+                settled.received.push(Message { topic, payload: payload.to_vec() });
+            }
+            Packet::SubAck(answer) => {
+                let Some(topic) = self.subscribing.remove(&answer.pkid) else {
+                    return Err(End::Lost("the broker answered a subscription that was never asked for".into()));
+                };
+                match answer.return_codes.as_slice() {
+                    [SubscribeReasonCode::Success(_)] => {}
+                    other => settled.barred.push((topic, format!("{other:?}"))),
+                }
+            }
+            Packet::UnsubAck(_) => {}
             Packet::Disconnect(Disconnect { reason_code, .. }) => {
                 return Err(End::Lost(format!("the broker ended the connection, {reason_code:?}")));
             }
@@ -242,7 +288,7 @@ impl Link {
     fn free_id(&mut self) -> u16 {
         loop {
             self.last_id = self.last_id.checked_add(1).unwrap_or(1);
-            if !self.flights.contains_key(&self.last_id) {
+            if !self.flights.contains_key(&self.last_id) && !self.subscribing.contains_key(&self.last_id) {
                 return self.last_id;
             }
         }

@@ -310,10 +310,10 @@ impl<O: Outbox> Session<O> {
 }
 
 /// Pauses between half and all of what is asked (SplitMix64).
-struct Jitter(u64);
+pub(super) struct Jitter(pub u64);
 
 impl Jitter {
-    fn of(&mut self, pause: Duration) -> Duration {
+    pub fn of(&mut self, pause: Duration) -> Duration {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,0 +1,76 @@
+//! A signed plugin by its name in the repository.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use firmware_config::device::{Device, Source as Place};
+use indicatif::{ProgressBar, ProgressStyle};
+use runtime::service::updates::{connection, source};
+use runtime::slots::{Installed, Slots};
+use runtime::update::{Downloads, Source, Trust};
+
+use super::Fault;
+
+/// Fetches the target `name` from `place`, or from where the configuration says, and makes it its task's candidate.
+pub fn install(device: &Device, slots: &Slots, name: &str, place: Option<&str>) -> Result<Installed, Fault> {
+    let Some(root) = &device.updates.root else {
+        return Err(Fault::Usage(format!(
+            "there is no file {name}, and no signed plugin of that name can be looked for: the configuration has no `updates.root`"
+        )));
+    };
+    let given = place.map(|text| {
+        Place::new(text).ok_or_else(|| {
+            Fault::Usage(format!(
+                "--source is {text:?}, expected https://HOST/PATH, an absolute path of a folder, or mqtt"
+            ))
+        })
+    });
+    let place = match given {
+        Some(place) => place?,
+        None => device.updates.source.clone().ok_or_else(|| {
+            Fault::Usage("the configuration has no `updates.source`: say with --source where the repository is".into())
+        })?,
+    };
+    let (heard, _nothing) = std::sync::mpsc::channel();
+    let (follow, handle) = connection(device, false, heard)?;
+    let source: Arc<dyn Source> = source(&place, &device.updates, handle.clone(), &device.site)?;
+    let connected = (place == Place::Mqtt).then(|| {
+        std::thread::spawn(move || {
+            let executor = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            // Without a network side every question to the broker is answered by an error.
+            executor.map(|executor| executor.block_on(follow.run()))
+        })
+    });
+    let installed = fetch(device, slots, root, &source, name);
+    handle.shut_down();
+    if let Some(connected) = connected {
+        let _ = connected.join();
+    }
+    installed
+}
+
+fn fetch(
+    device: &Device,
+    slots: &Slots,
+    root: &std::path::Path,
+    source: &Arc<dyn Source>,
+    name: &str,
+) -> Result<Installed, Fault> {
+    let folder = device.data_dir.join("updates");
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+    let repository = Trust::open(&folder, root)?.refresh(source, clock)?;
+    let target = repository.find(&device.site, name)?;
+    let file = repository.target(&device.site, &target)?;
+    let bar = ProgressBar::new(target.length)
+        .with_style(ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {eta}").unwrap_or(ProgressStyle::default_bar()));
+    let downloads = Downloads::open(&folder.join("downloads"))?;
+    let path = downloads.fetch(&**source, &target, &file, &mut |progress| {
+        bar.set_position(progress.bytes);
+        true
+    })?;
+    bar.finish_and_clear();
+    let installed = slots.install(&path, Some(target))?;
+    // Its bytes are in the slot now.
+    let _ = std::fs::remove_file(path);
+    Ok(installed)
+}

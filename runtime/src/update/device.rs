@@ -1,0 +1,366 @@
+//! A device that follows its desired state: one step after the other, each of which can be broken off at any instant.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use firmware_config::{
+    Desired, MetadataVersions, REPORTED_SCHEMA, Reported, ReportedPlugin, ReportedTask, TargetRef, TaskState, TopicLevel,
+};
+
+use super::trust::utc;
+use super::{Action, Downloads, Progress, Repository, Source, Standing, Trust, UpdateError, plan};
+use crate::Error;
+use crate::infer::BUILD;
+use crate::gate::GateLimits;
+use crate::slots::{Placed, ShadowRun, Slot, Slots, State};
+
+/// What a device is, and how it proves plugins.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Its site.
+    pub site: TopicLevel,
+    /// Its name.
+    pub device: TopicLevel,
+    /// The backbone that plugins are merged into.
+    pub backbone: PathBuf,
+    /// Threads of the golden cases.
+    pub threads: usize,
+    /// What the golden gate allows.
+    pub gate: GateLimits,
+}
+
+/// What comes after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// All is as wanted, or cannot be: nothing to do before something changes.
+    Rest,
+    /// Something that may pass kept it: again, a while later.
+    Again,
+}
+
+/// What a task is in the middle of.
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    Fetching(Progress),
+    Checking,
+}
+
+/// A device's updates.
+pub struct Updates {
+    place: Place,
+    trust: Trust,
+    source: Arc<dyn Source>,
+    slots: Slots,
+    downloads: Downloads,
+    /// The payload that came last and is not decided about.
+    heard: Option<Vec<u8>>,
+    /// The metadata that was verified last.
+    repository: Option<Repository>,
+    refused: Option<String>,
+    /// What keeps a task from being as wanted, in a sentence.
+    troubles: BTreeMap<String, String>,
+    /// Digests that are not tried again before another desired state comes, by task.
+    given_up: BTreeMap<String, String>,
+    /// Tasks whose failure on the disk is from before this desired state.
+    fresh: BTreeSet<String>,
+    stage: Option<(String, Stage)>,
+    /// Whether the program is to end: what takes long is then broken off.
+    stopping: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl Updates {
+    /// Nothing is fetched before the first [`Self::step`].
+    pub fn new(place: Place, trust: Trust, source: Arc<dyn Source>, slots: Slots, downloads: Downloads) -> Self {
+        Self {
+            place,
+            trust,
+            source,
+            slots,
+            downloads,
+            heard: None,
+            repository: None,
+            refused: None,
+            troubles: BTreeMap::new(),
+            given_up: BTreeMap::new(),
+            fresh: BTreeSet::new(),
+            stage: None,
+            stopping: Arc::new(|| false),
+        }
+    }
+
+    /// Breaks off what takes long where `stopping` says that the program is to end.
+    #[must_use]
+    pub fn stopping(self, stopping: Arc<dyn Fn() -> bool + Send + Sync>) -> Self {
+        Self { stopping, ..self }
+    }
+
+    /// A desired state has come; the next step decides about it.
+    pub fn hear(&mut self, payload: Vec<u8>) {
+        self.heard = Some(payload);
+    }
+
+    /// Takes other limits of the golden gate from now on.
+    pub fn set_gate(&mut self, gate: GateLimits) {
+        self.place.gate = gate;
+    }
+
+    /// Looks at the repository, decides about what was heard, and brings the slots to what is wanted, as far as that goes. `told`
+    /// hears where it stands whenever that has changed, and ends the step by false.
+    ///
+    /// `clock` is Unix time in seconds.
+    pub fn step(&mut self, clock: i64, told: &mut dyn FnMut(Reported) -> bool) -> After {
+        match self.trust.refresh(&self.source, clock) {
+            Ok(repository) => {
+                self.repository = Some(repository);
+                if self.heard.is_none() {
+                    self.refused = None;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the signed repository was not taken");
+                self.refused = Some(error.to_string());
+                told(self.reported(clock));
+                // A repository that lies today may be mended tomorrow.
+                return After::Again;
+            }
+        }
+        self.decide(clock);
+        let Some(desired) = self.trust.desired() else {
+            told(self.reported(clock));
+            return After::Rest;
+        };
+        if let Some(refusal) = expired(&desired, self.trust.time(clock)) {
+            self.refused = Some(refusal);
+            told(self.reported(clock));
+            return After::Rest;
+        }
+        let after = self.work(&desired, clock, told);
+        told(self.reported(clock));
+        after
+    }
+
+    fn decide(&mut self, clock: i64) {
+        let (Some(payload), Some(repository)) = (self.heard.take(), &self.repository) else { return };
+        let names = [&self.place.site, &self.place.device];
+        match self.trust.follow(&payload, repository, names, clock) {
+            Ok(new) => {
+                self.refused = None;
+                if new {
+                    let desired = self.trust.desired();
+                    let (revision, tasks) = desired.map_or((0, Vec::new()), |d| (d.revision, d.tasks.into_keys().collect()));
+                    tracing::info!(revision, "a new desired state is followed");
+                    self.given_up.clear();
+                    self.fresh = tasks.into_iter().collect();
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a desired state was refused");
+                self.refused = Some(error.to_string());
+            }
+        }
+    }
+
+    /// Does what the plan says until nothing is left of it.
+    fn work(&mut self, desired: &Desired, clock: i64, told: &mut dyn FnMut(Reported) -> bool) -> After {
+        self.troubles.clear();
+        let mut postponed = BTreeSet::new();
+        loop {
+            let standings = match self.standings() {
+                Ok(standings) => standings,
+                Err(error) => {
+                    tracing::error!(%error, "the plugins of this device cannot be read");
+                    self.refused = Some(error.to_string());
+                    return After::Again;
+                }
+            };
+            let plan = plan(desired, &standings);
+            let Some((task, action)) = plan.into_iter().find(|(task, _)| !postponed.contains(task)) else { break };
+            let wanted = desired.tasks.get(&task).map(|wanted| wanted.target.sha256.clone());
+            if let Err(error) = self.act(&task, &action, clock, told) {
+                tracing::warn!(task, %error, "a plugin did not go live");
+                self.troubles.insert(task.clone(), error.to_string());
+                let passing = match &error {
+                    Error::Update(error) => error.is_passing(),
+                    error => !error.is_bad_input(),
+                };
+                match wanted {
+                    Some(digest) if !passing => drop(self.given_up.insert(task.clone(), digest)),
+                    _ => drop(postponed.insert(task.clone())),
+                }
+            }
+            self.fresh.remove(&task);
+            self.stage = None;
+            if !told(self.reported(clock)) {
+                return After::Again;
+            }
+        }
+        let wanted: Vec<&TargetRef> = desired.tasks.values().map(|wanted| &wanted.target).collect();
+        if let Err(error) = self.downloads.clean(&wanted) {
+            tracing::warn!(%error, "what is left of older downloads cannot be removed");
+        }
+        if postponed.is_empty() { After::Rest } else { After::Again }
+    }
+
+    fn standings(&self) -> Result<BTreeMap<String, Standing>, Error> {
+        let one = |Slot { name, state }: Slot| -> Result<_, Error> {
+            let state = state?;
+            let digest = |plugin: Option<&Placed>| plugin.map(|plugin| plugin.sha256.clone());
+            let failed = failure(&state).map(|(plugin, _)| plugin).filter(|_| !self.fresh.contains(&name));
+            let standing = Standing {
+                active: digest(state.active.as_ref()),
+                candidate: digest(state.next()),
+                previous: digest(state.previous.as_ref()),
+                shadow: state.shadow.as_ref().map(|shadow| shadow.rule.clone()),
+                failed: self.given_up.get(&name).cloned().or(digest(failed)),
+            };
+            Ok((name, standing))
+        };
+        self.slots.list()?.into_iter().map(one).collect()
+    }
+
+    fn act(
+        &mut self,
+        task: &str,
+        action: &Action,
+        clock: i64,
+        told: &mut dyn FnMut(Reported) -> bool,
+    ) -> Result<(), Error> {
+        tracing::info!(task, ?action, "update");
+        match action {
+            Action::Install(target) => self.install(task, target, clock, told),
+            Action::Activate => {
+                self.stage = Some((task.into(), Stage::Checking));
+                told(self.reported(clock));
+                let Place { backbone, threads, gate, .. } = &self.place;
+                let go_on = || !(self.stopping)();
+                self.slots.activate_while(task, backbone, *threads, gate, &go_on).map(drop)
+            }
+            Action::Shadow(shadow) => self.slots.shadow(task, shadow.clone()),
+            Action::Rollback => self.slots.rollback(task).map(drop),
+            Action::TakeDown => self.slots.retire(task, "the operator does not want it on this device any more"),
+        }
+    }
+
+    fn install(
+        &mut self,
+        task: &str,
+        target: &TargetRef,
+        clock: i64,
+        told: &mut dyn FnMut(Reported) -> bool,
+    ) -> Result<(), Error> {
+        let Some(repository) = &self.repository else { return Ok(()) };
+        let file = repository.target(&self.place.site, target)?;
+        let (source, downloads) = (self.source.clone(), self.downloads.clone());
+        let mut percent = u64::MAX;
+        let path = downloads.fetch(&*source, target, &file, &mut |progress| {
+            // Told a hundred times at most.
+            let now = 100 * progress.bytes / progress.of.max(1);
+            if now == percent {
+                return true;
+            }
+            percent = now;
+            self.stage = Some((task.into(), Stage::Fetching(progress)));
+            told(self.reported(clock))
+        })?;
+        let installed = self.slots.install(&path, Some(target.clone()))?;
+        if installed.task.name != task {
+            let found = installed.task.name;
+            self.slots.fail_candidate(&found, "it was published as another task's plugin")?;
+            return Err(UpdateError::NoTarget {
+                target: target.name.clone(),
+                site: self.place.site.to_string(),
+                detail: format!("it holds a plugin of task {found}, and one of {task} is wanted"),
+            }
+            .into());
+        }
+        Ok(())
+    }
+
+    /// Where everything stands.
+    pub fn reported(&self, clock: i64) -> Reported {
+        let desired = self.trust.desired();
+        let mut tasks = BTreeMap::new();
+        for Slot { name, state } in self.slots.list().unwrap_or_default() {
+            let reported = match state {
+                Ok(state) => self.task(&name, &state, desired.as_ref()),
+                Err(error) => ReportedTask { failure: Some(error.to_string()), ..self.task(&name, &State::default(), None) },
+            };
+            tasks.insert(name, reported);
+        }
+        for task in desired.iter().flat_map(|desired| desired.tasks.keys()) {
+            if !tasks.contains_key(task) {
+                tasks.insert(task.clone(), self.task(task, &State::default(), desired.as_ref()));
+            }
+        }
+        Reported {
+            schema: REPORTED_SCHEMA.into(),
+            site: self.place.site.clone(),
+            device: self.place.device.clone(),
+            build: BUILD.into(),
+            at: utc(clock),
+            revision: desired.map(|desired| desired.revision),
+            refused: self.refused.clone(),
+            metadata: self.metadata(),
+            tasks,
+        }
+    }
+
+    fn metadata(&self) -> Option<MetadataVersions> {
+        self.repository.as_ref().map(Repository::versions)
+    }
+
+    fn task(&self, task: &str, state: &State, desired: Option<&Desired>) -> ReportedTask {
+        let wanted = desired.and_then(|desired| desired.tasks.get(task)).map(|wanted| wanted.target.sha256.as_str());
+        let active = state.active.as_ref().map(|plugin| plugin.sha256.as_str());
+        let stage = self.stage.as_ref().filter(|(name, _)| name == task).map(|(_, stage)| *stage);
+        let failed = failure(state).filter(|(plugin, _)| Some(plugin.sha256.as_str()) == wanted);
+        let standing = match stage {
+            Some(Stage::Fetching(_)) => TaskState::Fetching,
+            Some(Stage::Checking) => TaskState::Checking,
+            None if wanted.is_some() && wanted == active => TaskState::Active,
+            None if failed.is_some() || self.given_up.contains_key(task) => TaskState::Failed,
+            None if state.shadow.is_some() && state.candidate.is_some() => TaskState::Shadow,
+            None if wanted.is_some() && desired.is_some() => TaskState::Fetching,
+            None if active.is_some() => TaskState::Active,
+            None => TaskState::Down,
+        };
+        let failure = self.troubles.get(task).cloned();
+        let failure = failure.or_else(|| failed.map(|(_, reason)| reason.to_owned()));
+        let progress = match stage {
+            Some(Stage::Fetching(progress)) => Some(progress.bytes as f64 / progress.of.max(1) as f64),
+            _ => None,
+        };
+        ReportedTask {
+            state: standing,
+            active: state.active.as_ref().map(reported),
+            candidate: state.candidate.as_ref().map(reported),
+            previous: state.previous.as_ref().map(reported),
+            progress,
+            failure: failure.or_else(|| state.down.as_ref().map(|down| down.reason.clone())),
+            shadow: state.shadow.as_ref().map(ShadowRun::report),
+        }
+    }
+}
+
+/// What did not pass last on this device, and why.
+fn failure(state: &State) -> Option<(&Placed, &str)> {
+    let failed = state.failed.as_ref().map(|failed| (&failed.plugin, failed.reason.as_str()));
+    let down = state.down.as_ref().filter(|down| down.by_fault).map(|down| (&down.plugin, down.reason.as_str()));
+    failed.or(down)
+}
+
+fn reported(plugin: &Placed) -> ReportedPlugin {
+    let target = plugin.target.as_ref().map(|target| target.name.clone());
+    ReportedPlugin { task: plugin.task.clone(), sha256: plugin.sha256.clone(), target }
+}
+
+fn expired(desired: &Desired, now: i64) -> Option<String> {
+    let now = utc(now);
+    (desired.expires < now).then(|| {
+        format!(
+            "the desired state of revision {} was good until {}, and it is {now} by this device's clock; publish it again",
+            desired.revision, desired.expires
+        )
+    })
+}

@@ -1,0 +1,236 @@
+//! The bytes of targets: fetched in pieces, taken up again where they broke off, believed by their digest.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use firmware_config::TargetRef;
+use sha2::{Digest, Sha256};
+
+use super::source::{Source, SourceError, TargetFile};
+use super::{Attack, UpdateError};
+
+/// What has come is synced so often, so that little is fetched twice after a power cut.
+const SYNC_EVERY: u64 = 1 << 20;
+
+/// How much of a file has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes that are here.
+    pub bytes: u64,
+    /// Bytes in all.
+    pub of: u64,
+}
+
+/// The folder of files that are being fetched. Each is named by its digest, so that what one release began another goes on with.
+#[derive(Debug, Clone)]
+pub struct Downloads {
+    folder: PathBuf,
+}
+
+impl Downloads {
+    /// Downloads in `folder`, which is made if need be.
+    pub fn open(folder: &Path) -> Result<Self, UpdateError> {
+        fs::create_dir_all(folder).map_err(UpdateError::io(folder))?;
+        Ok(Self { folder: folder.into() })
+    }
+
+    /// Where the file is, or will be.
+    pub fn path(&self, target: &TargetRef) -> PathBuf {
+        self.folder.join(format!("{}.part", target.sha256))
+    }
+
+    /// How much of it is here.
+    pub fn progress(&self, target: &TargetRef) -> Progress {
+        let bytes = fs::metadata(self.path(target)).map_or(0, |found| found.len().min(target.length));
+        Progress { bytes, of: target.length }
+    }
+
+    /// Fetches what is missing of `file`, checks the whole and returns its path. `told` hears how it goes on and ends it by false.
+    ///
+    /// What broke off is gone on with. Bytes that prove to be wrong are thrown away; where some of them were here before, which a
+    /// power cut may have torn, the whole is fetched once more.
+    pub fn fetch(
+        &self,
+        source: &dyn Source,
+        target: &TargetRef,
+        file: &TargetFile,
+        told: &mut dyn FnMut(Progress) -> bool,
+    ) -> Result<PathBuf, UpdateError> {
+        let path = self.path(target);
+        loop {
+            let resumed = self.progress(target).bytes;
+            self.append(source, target, file, resumed, told)?;
+            let found = digest(&path).map_err(UpdateError::io(&path))?;
+            if found == target.sha256 {
+                return Ok(path);
+            }
+            fs::remove_file(&path).map_err(UpdateError::io(&path))?;
+            if resumed == 0 {
+                return Err(UpdateError::Target {
+                    target: target.name.clone(),
+                    attack: Attack::Swapped,
+                    detail: format!("its SHA-256 is {found}, and {} was signed", target.sha256),
+                });
+            }
+        }
+    }
+
+    fn append(
+        &self,
+        source: &dyn Source,
+        target: &TargetRef,
+        file: &TargetFile,
+        from: u64,
+        told: &mut dyn FnMut(Progress) -> bool,
+    ) -> Result<(), UpdateError> {
+        let path = self.path(target);
+        let mut part = OpenOptions::new().create(true).append(true).open(&path).map_err(UpdateError::io(&path))?;
+        // More than the whole is nothing that was fetched for it.
+        part.set_len(from).map_err(UpdateError::io(&path))?;
+        let (mut bytes, mut synced, mut long, mut stopped, mut disk) = (from, from, false, false, None);
+        let mut take = |piece: &[u8]| -> io::Result<()> {
+            bytes += piece.len() as u64;
+            long = bytes > target.length;
+            stopped = !long && !told(Progress { bytes, of: target.length });
+            if long || stopped {
+                return Err(io::Error::other("no more of it"));
+            }
+            let mut write = || {
+                part.write_all(piece)?;
+                if bytes - synced >= SYNC_EVERY {
+                    part.sync_data()?;
+                    synced = bytes;
+                }
+                Ok(())
+            };
+            write().map_err(|error: io::Error| {
+                let told = io::Error::other(error.to_string());
+                disk = Some(error);
+                told
+            })
+        };
+        let fetched = if from < target.length { source.target(file, from, &mut take) } else { Ok(()) };
+        if let Some(error) = disk {
+            return Err(UpdateError::io(&path)(error));
+        }
+        if long {
+            fs::remove_file(&path).map_err(UpdateError::io(&path))?;
+            return Err(UpdateError::Target {
+                target: target.name.clone(),
+                attack: Attack::EndlessData,
+                detail: format!("more than its {} bytes came from {}", target.length, source.name()),
+            });
+        }
+        part.sync_all().map_err(UpdateError::io(&path))?;
+        fetched?;
+        if bytes < target.length {
+            let detail = if stopped { "the fetch was ended".into() } else { format!("{} ends after {bytes} of {} bytes", file.path, target.length) };
+            return Err(SourceError::Failed { source_name: source.name(), detail }.into());
+        }
+        Ok(())
+    }
+
+    /// Removes what no target in `wanted` needs.
+    pub fn clean(&self, wanted: &[&TargetRef]) -> Result<(), UpdateError> {
+        let kept: Vec<PathBuf> = wanted.iter().map(|target| self.path(target)).collect();
+        for entry in fs::read_dir(&self.folder).map_err(UpdateError::io(&self.folder))? {
+            let path = entry.map_err(UpdateError::io(&self.folder))?.path();
+            if path.extension().is_some_and(|ending| ending == "part") && !kept.contains(&path) {
+                fs::remove_file(&path).map_err(UpdateError::io(&path))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn digest(path: &Path) -> io::Result<String> {
+    let (mut file, mut sha, mut piece) = (File::open(path)?, Sha256::new(), vec![0; 64 << 10]);
+    loop {
+        match file.read(&mut piece)? {
+            0 => break,
+            n => sha.update(&piece[..n]),
+        }
+    }
+    Ok(sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::tensor::sha256;
+
+    /// Ends each answer after a few bytes, and counts what it has sent.
+    #[derive(Debug)]
+    struct Torn {
+        content: Vec<u8>,
+        piece: usize,
+        sent: AtomicU64,
+    }
+
+    impl Source for Torn {
+        fn name(&self) -> String {
+            "a torn line".into()
+        }
+
+        fn metadata(&self, _: &str, _: u64) -> Result<Option<Vec<u8>>, SourceError> {
+            Ok(None)
+        }
+
+        fn target(&self, _: &TargetFile, from: u64, take: &mut super::super::source::Take<'_>) -> Result<(), SourceError> {
+            let failed = |detail: String| SourceError::Failed { source_name: self.name(), detail };
+            let rest = &self.content[from as usize..];
+            let piece = &rest[..rest.len().min(self.piece)];
+            self.sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            take(piece).map_err(|error| failed(error.to_string()))?;
+            if piece.len() < rest.len() { Err(failed("the line is down".into())) } else { Ok(()) }
+        }
+    }
+
+    fn source(content: &[u8], piece: usize) -> Torn {
+        Torn { content: content.to_vec(), piece, sent: AtomicU64::new(0) }
+    }
+
+    fn target(content: &[u8]) -> TargetRef {
+        TargetRef { name: "north/a.plugin".into(), length: content.len() as u64, sha256: sha256(content) }
+    }
+
+    fn get(downloads: &Downloads, source: &Torn, target: &TargetRef) -> Result<PathBuf, UpdateError> {
+        downloads.fetch(source, target, &TargetFile::new(target), &mut |_| true)
+    }
+
+    #[test]
+    fn what_broke_off_is_gone_on_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let downloads = Downloads::open(folder.path()).unwrap();
+        let content: Vec<u8> = (0..100_000u32).map(|i| (i * 7) as u8).collect();
+        let (line, target) = (source(&content, 30_000), target(&content));
+        for _ in 0..3 {
+            assert!(get(&downloads, &line, &target).unwrap_err().is_passing());
+        }
+        let path = get(&downloads, &line, &target).unwrap();
+        assert_eq!(fs::read(path).unwrap(), content);
+        assert_eq!(line.sent.into_inner(), 100_000, "nothing is fetched twice");
+    }
+
+    #[test]
+    fn torn_bytes_are_fetched_again_and_wrong_ones_are_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let downloads = Downloads::open(folder.path()).unwrap();
+        let content = vec![5; 10_000];
+        let target = target(&content);
+        fs::write(downloads.path(&target), vec![0; 4_000]).unwrap();
+        assert!(get(&downloads, &source(&content, 20_000), &target).is_ok());
+        fs::write(downloads.path(&target), vec![5; 40_000]).unwrap();
+        assert!(get(&downloads, &source(&content, 20_000), &target).is_ok(), "longer than it may be");
+
+        downloads.clean(&[]).unwrap();
+        let error = get(&downloads, &source(&[6; 10_000], 20_000), &target).unwrap_err();
+        assert_eq!(error.attack(), Some(Attack::Swapped), "{error}");
+        let error = get(&downloads, &source(&[5; 10_001], 20_000), &target).unwrap_err();
+        assert_eq!(error.attack(), Some(Attack::EndlessData), "{error}");
+        assert!(!downloads.path(&target).exists());
+    }
+}

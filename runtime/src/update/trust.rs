@@ -1,0 +1,326 @@
+//! Signed metadata: what the trusted root leads to, verified by tough and kept in [`State`].
+
+use std::fs::{self, File};
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use firmware_config::{Desired, MetadataVersions, TargetRef, TopicLevel, Utc};
+use jiff::Timestamp;
+use serde::Serialize;
+use tough::schema::{Role, RoleKeys, RoleType, Root, Signed, Target, Targets};
+use tough::{ExpirationEnforcement, Limits, RepositoryLoader, TargetName};
+
+use super::error::{chain, expired, of_tuf};
+use super::source::{Bridge, MAX_METADATA, Source, TargetFile, metadata_url};
+use super::state::{Followed, State};
+use super::{Attack, UpdateError};
+use crate::tensor::sha256;
+
+/// A new root is looked for so often in a row at most: a thousand would be endless data.
+const MAX_ROOTS: u64 = 256;
+
+/// Longest desired state that is read.
+const MAX_DESIRED: usize = 128 << 10;
+
+/// The trust of a device: from the root that it was given to what it has seen since.
+#[derive(Debug)]
+pub struct Trust {
+    folder: PathBuf,
+    state: State,
+}
+
+/// A repository whose metadata was verified, all of it at one instant.
+#[derive(Debug)]
+pub struct Repository {
+    inner: tough::Repository,
+    source: Arc<dyn Source>,
+}
+
+impl Trust {
+    /// Takes up what is kept in `folder`, or begins with the root file `anchor`, which was brought to this device by a way that its
+    /// owner trusts. With another anchor than before, trust begins anew: that is how a lost set of root keys is replaced.
+    pub fn open(folder: &Path, anchor: &Path) -> Result<Self, UpdateError> {
+        let root = |detail: String| UpdateError::Root { path: anchor.into(), detail };
+        let bytes = fs::read(anchor).map_err(|error| root(error.to_string()))?;
+        let parsed: Signed<Root> = serde_json::from_slice(&bytes).map_err(|error| root(error.to_string()))?;
+        parsed.signed.verify_role(&parsed).map_err(|error| root(chain(&error)))?;
+        fs::create_dir_all(folder).map_err(UpdateError::io(folder))?;
+        let digest = sha256(&bytes);
+        let kept = State::read(&folder.join("trust.json"))?;
+        let state = match kept {
+            Some(state) if state.anchor == digest => state,
+            other => {
+                if other.is_some() {
+                    tracing::warn!(root = %anchor.display(), "another trusted root than before: trust begins anew");
+                }
+                State {
+                    anchor: digest,
+                    root: String::from_utf8(bytes).map_err(|error| root(error.to_string()))?,
+                    timestamp: None,
+                    snapshot: None,
+                    targets: None,
+                    clock: other.map_or(0, |state| state.clock),
+                    desired: None,
+                }
+            }
+        };
+        Ok(Self { folder: folder.into(), state })
+    }
+
+    /// The time that expiry is judged by: the clock's, or the latest that was ever known where the clock lags behind that.
+    pub fn time(&self, clock: i64) -> i64 {
+        clock.max(self.state.clock)
+    }
+
+    /// Loads and verifies the metadata of `source`, and keeps it as the least that is believed from now on. `clock` is Unix time in
+    /// seconds.
+    ///
+    /// # Errors
+    /// Whatever makes it not to be believed; nothing is then kept of it.
+    pub fn refresh(&mut self, source: &Arc<dyn Source>, clock: i64) -> Result<Repository, UpdateError> {
+        // One process at a time: the service and the command line would take each other's newer state for theirs.
+        let lock = self.folder.join("lock");
+        let held = File::create(&lock).and_then(|file| file.lock().map(|()| file)).map_err(UpdateError::io(&lock))?;
+        if let Some(newer) = State::read(&self.folder.join("trust.json"))?.filter(|kept| kept.anchor == self.state.anchor) {
+            self.state = newer;
+        }
+        let scratch = tempfile::tempdir_in(&self.folder).map_err(UpdateError::io(&self.folder))?;
+        let kept = [
+            ("timestamp.json", &mut self.state.timestamp),
+            ("snapshot.json", &mut self.state.snapshot),
+            ("targets.json", &mut self.state.targets),
+        ];
+        for (name, content) in &kept {
+            if let Some(content) = content {
+                fs::write(scratch.path().join(name), content).map_err(UpdateError::io(scratch.path()))?;
+            }
+        }
+        let repository = load(&self.state.root, scratch.path(), source)?;
+        repository.unexpired(clock.max(self.state.clock))?;
+        let read = |name: &str| {
+            let path = scratch.path().join(name);
+            fs::read_to_string(&path).map_err(UpdateError::io(path))
+        };
+        let mut next = self.state.clone();
+        next.root = read("root.json")?;
+        next.timestamp = Some(read("timestamp.json")?);
+        next.snapshot = Some(read("snapshot.json")?);
+        next.targets = Some(read("targets.json")?);
+        next.clock = next.clock.max(clock);
+        if next != self.state {
+            self.state = next;
+            self.write()?;
+        }
+        drop(held);
+        Ok(repository)
+    }
+
+    /// The desired state that is followed.
+    pub fn desired(&self) -> Option<Desired> {
+        self.state.desired.as_ref().and_then(|followed| serde_json::from_str(&followed.signed).ok())
+    }
+
+    /// Follows the desired state `envelope` from now on, if the keys of the site's role have signed it, it is for this device, has
+    /// not expired and is no older than what is followed; whether it is another one than before.
+    pub fn follow(
+        &mut self,
+        envelope: &[u8],
+        repository: &Repository,
+        [site, device]: [&TopicLevel; 2],
+        clock: i64,
+    ) -> Result<bool, UpdateError> {
+        let current = self.state.desired.as_ref().map_or(0, |followed| followed.revision);
+        let refuse = |attack, detail: String| UpdateError::Desired { attack, detail, current };
+        if envelope.len() > MAX_DESIRED {
+            let detail = format!("it has {} bytes, at most {MAX_DESIRED} are read", envelope.len());
+            return Err(refuse(Attack::EndlessData, detail));
+        }
+        let signed: Signed<Statement> = serde_json::from_slice(envelope)
+            .map_err(|error| refuse(Attack::Malformed, format!("it cannot be read: {error}")))?;
+        let keys = repository.site_keys(site.as_str()).map_err(|detail| refuse(Attack::Signature, detail))?;
+        keys.verify_role(&signed).map_err(|error| refuse(Attack::Signature, chain(&error)))?;
+        let Statement(desired) = signed.signed;
+        desired.validate().map_err(|invalid| refuse(Attack::Malformed, invalid.to_string()))?;
+        if (&desired.site, &desired.device) != (site, device) {
+            let detail = format!("it is for {}/{}, this is {site}/{device}", desired.site, desired.device);
+            return Err(refuse(Attack::Swapped, detail));
+        }
+        let now = self.time(clock);
+        if Statement::instant(&desired).as_second() < now {
+            let detail = format!("it was good until {}, and it is {} by this device's clock", desired.expires, utc(now));
+            return Err(refuse(Attack::Freeze, detail));
+        }
+        let text = serde_json::to_string(&desired).unwrap_or_default();
+        if let Some(followed) = &self.state.desired {
+            if followed.signed == text {
+                return Ok(false);
+            }
+            if desired.revision <= followed.revision {
+                let detail = format!("it has revision {}, and {current} was seen", desired.revision);
+                return Err(refuse(Attack::Rollback, detail));
+            }
+        }
+        self.state.desired = Some(Followed { revision: desired.revision, signed: text });
+        self.state.clock = now;
+        self.write()?;
+        Ok(true)
+    }
+
+    fn write(&self) -> Result<(), UpdateError> {
+        self.state.write(&self.folder.join("trust.json"))
+    }
+}
+
+/// Runs tough on what was trusted before, in `scratch`, and on what `source` has now.
+fn load(root: &str, scratch: &Path, source: &Arc<dyn Source>) -> Result<Repository, UpdateError> {
+    let limits = Limits {
+        max_root_size: MAX_METADATA,
+        max_targets_size: MAX_METADATA,
+        max_timestamp_size: MAX_METADATA,
+        max_snapshot_size: MAX_METADATA,
+        max_root_updates: MAX_ROOTS,
+    };
+    let executor = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(UpdateError::io(scratch))?;
+    let loader = RepositoryLoader::new(&root, metadata_url(), metadata_url())
+        .transport(Bridge(source.clone()))
+        .limits(limits)
+        .datastore(scratch)
+        // tough judges by the machine's clock, which may lag behind what this device has known: [`Repository::unexpired`].
+        .expiration_enforcement(ExpirationEnforcement::Unsafe);
+    let inner = executor.block_on(loader.load()).map_err(|error| of_tuf(&error, &source.name()))?;
+    Ok(Repository { inner, source: source.clone() })
+}
+
+impl Repository {
+    /// Versions of its metadata.
+    pub fn versions(&self) -> MetadataVersions {
+        MetadataVersions {
+            root: self.inner.root().signed.version.get(),
+            timestamp: self.inner.timestamp().signed.version.get(),
+            snapshot: self.inner.snapshot().signed.version.get(),
+            targets: self.inner.targets().signed.version.get(),
+        }
+    }
+
+    /// Where it is.
+    pub fn source(&self) -> &Arc<dyn Source> {
+        &self.source
+    }
+
+    /// A file that is signed for `site`: by the role of that name for what is under `SITE/`, by the targets role for what is for all.
+    /// With `wanted`, it must have that length and digest too.
+    pub fn find(&self, site: &TopicLevel, name: &str) -> Result<TargetRef, UpdateError> {
+        let none = |detail: String| UpdateError::NoTarget { target: name.into(), site: site.to_string(), detail };
+        let plain = TargetRef { name: name.into(), length: 0, sha256: "0".repeat(64) };
+        plain.validate().map_err(|invalid| none(invalid.to_string()))?;
+        let key = TargetName::new(name).map_err(|error| none(chain(&error)))?;
+        let of = |targets: &Signed<Targets>| targets.signed.targets.get(&key).map(|found| reference(name, found));
+        let found = if name.starts_with(&format!("{site}/")) {
+            self.site(site.as_str()).map_err(none)?.and_then(of)
+        } else {
+            of(self.inner.targets())
+        };
+        found.ok_or_else(|| none("there is no such name".into()))
+    }
+
+    /// The signed file that `wanted` names, where it is the very one.
+    pub fn target(&self, site: &TopicLevel, wanted: &TargetRef) -> Result<TargetFile, UpdateError> {
+        let found = self.find(site, &wanted.name)?;
+        if found != *wanted {
+            return Err(UpdateError::Target {
+                target: wanted.name.clone(),
+                attack: Attack::Swapped,
+                detail: format!(
+                    "{} bytes with SHA-256 {} are wanted, and the repository signs {} bytes with {}",
+                    wanted.length, wanted.sha256, found.length, found.sha256
+                ),
+            });
+        }
+        Ok(TargetFile::new(&found))
+    }
+
+    /// The role that the repository delegates a site to.
+    fn site(&self, site: &str) -> Result<Option<&Signed<Targets>>, String> {
+        let role = self.inner.delegated_role(site).ok_or(format!("the repository delegates nothing to {site}"))?;
+        Ok(role.targets.as_ref())
+    }
+
+    /// The keys of a site's role as those of a root, whose `verify_role` takes any role: signatures and threshold are checked by
+    /// tough and not by a second implementation.
+    fn site_keys(&self, site: &str) -> Result<Root, String> {
+        let delegations = self.inner.targets().signed.delegations.as_ref();
+        let nothing = || format!("the repository delegates nothing to site {site}");
+        let delegations = delegations.ok_or_else(nothing)?;
+        let role = delegations.roles.iter().find(|role| role.name == site).ok_or_else(nothing)?;
+        let mut root = self.inner.root().signed.clone();
+        root.keys.clone_from(&delegations.keys);
+        let keys = RoleKeys { keyids: role.keyids.clone(), threshold: role.threshold, _extra: Default::default() };
+        root.roles = [(RoleType::DelegatedTargets, keys)].into();
+        Ok(root)
+    }
+
+    /// Checks that nothing of it has expired at `now`.
+    fn unexpired(&self, now: i64) -> Result<(), UpdateError> {
+        let top = &self.inner;
+        let roles = [
+            (RoleType::Root, top.root().signed.expires),
+            (RoleType::Timestamp, top.timestamp().signed.expires),
+            (RoleType::Snapshot, top.snapshot().signed.expires),
+            (RoleType::Targets, top.targets().signed.expires),
+        ];
+        let sites = top.targets().signed.delegations.iter().flat_map(|delegations| &delegations.roles);
+        let sites = sites.filter_map(|role| Some((role.name.as_str(), role.targets.as_ref()?.signed.expires)));
+        let all = roles.into_iter().map(|(role, at)| (role, "", at));
+        for (role, name, at) in all.chain(sites.map(|(name, at)| (RoleType::DelegatedTargets, name, at))) {
+            if at.as_second() < now {
+                return Err(expired(role, name, &at.to_string(), utc(now).as_str(), &self.source.name()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn reference(name: &str, target: &Target) -> TargetRef {
+    let sha256 = target.hashes.sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+    TargetRef { name: name.into(), length: target.length, sha256 }
+}
+
+/// Unix time as it is written.
+pub(super) fn utc(seconds: i64) -> Utc {
+    let at = Timestamp::from_second(seconds).unwrap_or_default();
+    // Years beyond 9999 have no text of this form.
+    at.to_string().parse().unwrap_or_else(|_| "1970-01-01T00:00:00Z".parse().expect("an instant"))
+}
+
+/// A desired state as a role of tough's, so that tough verifies it.
+#[derive(Debug, Clone, Serialize, serde::Deserialize)]
+#[serde(transparent)]
+struct Statement(Desired);
+
+impl Statement {
+    fn instant(desired: &Desired) -> Timestamp {
+        // A text that is no instant after all has passed long ago.
+        desired.expires.as_str().parse().unwrap_or_default()
+    }
+}
+
+impl Role for Statement {
+    const TYPE: RoleType = RoleType::DelegatedTargets;
+
+    fn expires(&self) -> Timestamp {
+        Self::instant(&self.0)
+    }
+
+    fn version(&self) -> NonZeroU64 {
+        NonZeroU64::new(self.0.revision).unwrap_or(NonZeroU64::MIN)
+    }
+
+    fn filename(&self, _: bool) -> String {
+        "desired.json".into()
+    }
+}
+
