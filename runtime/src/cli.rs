@@ -11,6 +11,7 @@ mod outputs;
 mod plugin;
 mod run;
 mod say;
+mod target;
 mod task;
 mod verify;
 mod why;

@@ -24,7 +24,7 @@ mod preliminary;
 mod series;
 mod studies;
 pub mod tasks;
-// pub mod updates;
+pub mod updates;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -45,6 +45,7 @@ pub use self::health::Health;
 pub use self::http::{Inference, Snapshot};
 use self::intake::Intake;
 use self::tasks::Tasks;
+use self::updates::Following;
 use crate::Error;
 use crate::backbone::Backbone;
 use crate::engine::default_threads;
@@ -110,6 +111,7 @@ pub struct Service {
     assembler: Option<JoinHandle<()>>,
     worker: Option<JoinHandle<()>>,
     caretaker: Option<JoinHandle<()>>,
+    following: Option<Following>,
     session: Handle,
     broker: Option<JoinHandle<()>>,
     stopping: Arc<Queue>,
@@ -136,7 +138,7 @@ impl Service {
 
         let threads = device.threads.map_or_else(default_threads, |n| n as usize);
         let slots = Slots::new(&device.data_dir).signed_only(device.updates.root.is_some());
-        let tasks = Tasks::new(slots, &device.backbone, threads, &device.tasks);
+        let tasks = Tasks::new(slots.clone(), &device.backbone, threads, &device.tasks);
         tasks.refresh()?;
         if tasks.current().is_empty() {
             // A backbone that cannot be read is told now, not when the first plugin goes live.
@@ -179,6 +181,7 @@ impl Service {
             assembler: None,
             worker: None,
             caretaker: None,
+            following: None,
             session: handle,
             broker: None,
             stopping: Arc::default(),
@@ -194,6 +197,7 @@ impl Service {
             let announce = this.session.clone();
             move |core| take_care(core, &stopping, &retention, &announce)
         })?);
+        this.following = Following::start(&this.device, &slots, threads, &core, &this.stopping)?;
         let executor = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -256,6 +260,9 @@ impl Service {
         self.core.preliminary.store(new.infer.preliminary, Ordering::Relaxed);
         self.session.set_health((&new.mqtt).into());
         *locked(&self.retention) = new.store.retention;
+        if let Some(following) = &self.following {
+            following.reload(new);
+        }
         // The assembler ends after this.
         let _ = self.calls.send(Call::Policy(policy(&new.series)));
         // What waits for a restart differs until then.
@@ -277,6 +284,9 @@ impl Service {
         join(self.assembler.take());
         self.stopping.stop();
         join(self.caretaker.take());
+        if let Some(following) = self.following.take() {
+            following.stop();
+        }
         self.core.queue.stop();
         self.core.early.stop();
         let finished = self.worker.take().is_none_or(|worker| {

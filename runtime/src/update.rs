@@ -12,7 +12,7 @@
 //! Framework, <https://theupdateframework.github.io/specification/latest/>), files have the length and digest that signed
 //! metadata gives them, and the desired state is signed by the keys of the role that the repository delegates the site to.
 
-// mod device;
+mod device;
 mod error;
 mod fetch;
 mod folder;
@@ -23,7 +23,7 @@ mod source;
 mod state;
 mod trust;
 
-// pub use device::{After, Place, Updates};
+pub use device::{After, Place, Updates};
 pub use error::{Attack, UpdateError};
 pub use fetch::{Downloads, Progress};
 pub use folder::Folder;

@@ -120,7 +120,8 @@ fn lies_about_the_repository_are_refused_and_the_next_honest_release_is_taken() 
             r.write(at);
         }),
         ("no metadata at all", Attack::Malformed, |_, at| {
-            fs::write(at.join("metadata/timestamp.json"), "<html>Sign in to the hotel's network</html>").unwrap();
+            fs::write(at.join("metadata/timestamp.json"), "<html>Sign in to the hotel's network</html>")
+                .unwrap();
         }),
     ];
     for (name, attack, lie) in attacks {
@@ -137,7 +138,8 @@ fn lies_about_the_repository_are_refused_and_the_next_honest_release_is_taken() 
 
         fs::remove_dir_all(&at).unwrap();
         fs::rename(honest, &at).unwrap();
-        let mut next = Repository { files: std::mem::take(&mut bench.repository.files), ..Repository::default() };
+        let mut next =
+            Repository { files: std::mem::take(&mut bench.repository.files), ..Repository::default() };
         next.versions = [1, 4, 4, 4, 4];
         next.write(&at);
         bench.refresh().unwrap_or_else(|error| panic!("{name}, afterwards: {error}"));
@@ -232,7 +234,16 @@ fn target_files_that_were_swapped_or_lead_elsewhere_are_refused() {
     let repository = bench.refresh().unwrap();
     let wanted = bench.repository.target("bowel-1.0.0.plugin");
     assert_eq!(repository.find(&site, &wanted.name).unwrap(), wanted);
-    for name in ["north/../../etc/passwd", "/etc/passwd", "north//x", "north/.x", "", "north/none", "south/bowel-1.0.0.plugin", "bowel-1.0.0.plugin"] {
+    for name in [
+        "north/../../etc/passwd",
+        "/etc/passwd",
+        "north//x",
+        "north/.x",
+        "",
+        "north/none",
+        "south/bowel-1.0.0.plugin",
+        "bowel-1.0.0.plugin",
+    ] {
         let error = repository.find(&site, name).unwrap_err();
         assert!(matches!(error, UpdateError::NoTarget { .. }), "{name}: {error}");
     }
@@ -247,7 +258,11 @@ fn target_files_that_were_swapped_or_lead_elsewhere_are_refused() {
     let place = bench.served().join("targets").join(&file.path);
     let downloads = Downloads::open(&bench.folder.path().join("downloads")).unwrap();
     let source = bench.source();
-    for (bytes, attack) in [(vec![8; 5000], Attack::Swapped), (vec![7; 5001], Attack::EndlessData), (vec![7; 1 << 20], Attack::EndlessData)] {
+    for (bytes, attack) in [
+        (vec![8; 5000], Attack::Swapped),
+        (vec![7; 5001], Attack::EndlessData),
+        (vec![7; 1 << 20], Attack::EndlessData),
+    ] {
         fs::write(&place, bytes).unwrap();
         let error = downloads.fetch(&*source, &wanted, &file, &mut |_| true).unwrap_err();
         assert_eq!(error.attack(), Some(attack), "{error}");
@@ -277,7 +292,10 @@ fn a_desired_state_is_followed_only_from_who_may_say_so() {
     let honest = |revision| desired(revision, &target);
     let key = || Key::of(7);
     assert!(bench.trust.follow(&desire(&honest(5), &[&key()]), &repository, at, NOW).unwrap());
-    assert!(!bench.trust.follow(&desire(&honest(5), &[&key()]), &repository, at, NOW).unwrap(), "once is enough");
+    assert!(
+        !bench.trust.follow(&desire(&honest(5), &[&key()]), &repository, at, NOW).unwrap(),
+        "once is enough"
+    );
 
     let mut changed = desire(&honest(6), &[&key()]);
     let revision = changed.windows(12).position(|w| w == b"\"revision\":6").unwrap();
@@ -296,18 +314,30 @@ fn a_desired_state_is_followed_only_from_who_may_say_so() {
         ("signed twice by one key", Attack::Signature, desire(&honest(6), &[&key(), &key()])),
         ("changed on the way", Attack::Signature, changed),
         ("replayed", Attack::Rollback, desire(&honest(4), &[&key()])),
-        ("another one of the same revision", Attack::Rollback, with(|d| {
-            d.revision = 5;
-            d.tasks.clear();
-        })),
+        (
+            "another one of the same revision",
+            Attack::Rollback,
+            with(|d| {
+                d.revision = 5;
+                d.tasks.clear();
+            }),
+        ),
         ("expired", Attack::Freeze, with(|d| d.expires = PAST.parse().unwrap())),
         ("for another device", Attack::Swapped, with(|d| d.device = "ct-3".parse().unwrap())),
         ("for another site", Attack::Swapped, with(|d| d.site = "south".parse().unwrap())),
-        ("a path trick", Attack::Malformed, with(|d| d.tasks.get_mut("bowel").unwrap().target.name = "north/../x".into())),
-        ("a task's name", Attack::Malformed, with(|d| {
-            let wanted = d.tasks.remove("bowel").unwrap();
-            d.tasks.insert("../bowel".into(), wanted);
-        })),
+        (
+            "a path trick",
+            Attack::Malformed,
+            with(|d| d.tasks.get_mut("bowel").unwrap().target.name = "north/../x".into()),
+        ),
+        (
+            "a task's name",
+            Attack::Malformed,
+            with(|d| {
+                let wanted = d.tasks.remove("bowel").unwrap();
+                d.tasks.insert("../bowel".into(), wanted);
+            }),
+        ),
         ("unknown words", Attack::Malformed, envelope(&unknown, &[&key()])),
         ("no JSON", Attack::Malformed, b"reboot".to_vec()),
         ("endless", Attack::EndlessData, vec![b' '; 1 << 20]),

@@ -10,6 +10,7 @@ use runtime::publish::PublishError;
 use runtime::report::ReportError;
 use runtime::service::ServiceError;
 use runtime::tensor::TensorError;
+use runtime::update::UpdateError;
 use runtime::volume::VolumeError;
 
 /// What ends a command early; each message is one sentence, and each knows whose fault it is.
@@ -77,6 +78,7 @@ from_modules!(
     PublishError,
     ReportError,
     TensorError,
+    UpdateError,
     VolumeError
 );
 

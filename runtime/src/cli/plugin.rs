@@ -11,7 +11,7 @@ use runtime::plugin::Plugin;
 use runtime::slots::{Down, Failed, Placed, Slot, SlotError, Slots, State};
 use serde::Serialize;
 
-use super::{Fault, config, say};
+use super::{Fault, config, say, target};
 
 #[derive(Subcommand)]
 pub enum PluginCommand {
@@ -20,10 +20,14 @@ pub enum PluginCommand {
         /// The task plugin.
         file: PathBuf,
     },
-    /// Check a plugin file and make it its task's candidate on this device.
+    /// Check a plugin and make it its task's candidate on this device: a file, or where the configuration has `updates.root` a signed
+    /// plugin by its name in the repository, such as north/bowel-injury-1.1.0.plugin.
     Install {
         /// The task plugin.
-        file: PathBuf,
+        plugin: PathBuf,
+        /// The repository to take it from instead of `updates.source`: https://HOST/PATH, a folder such as a USB stick's, or mqtt.
+        #[arg(long, value_name = "REPOSITORY")]
+        source: Option<String>,
         #[command(flatten)]
         device: DeviceArgs,
     },
@@ -74,8 +78,16 @@ impl PluginCommand {
                 let (plugin, sha256) = Plugin::read(&file)?;
                 say::table(&describe(&plugin.manifest, sha256))
             }
-            Self::Install { file, device } => {
-                let installed = slots(&config::load(&device.config)?).install(&file, None)?;
+            Self::Install { plugin, source, device } => {
+                let device = config::load(&device.config)?;
+                let slots = slots(&device);
+                // A name in the repository is no path: a file of that name is looked at first, and where only signed plugins are
+                // installed it is refused.
+                let installed = if device.updates.root.is_none() || (source.is_none() && plugin.is_file()) {
+                    slots.install(&plugin, None)?
+                } else {
+                    target::install(&device, &slots, &plugin.to_string_lossy(), source.as_deref())?
+                };
                 let Task { name, version } = &installed.task;
                 say::line(&format!(
                     "{name} {version} is the candidate of its task; `scanside plugin activate {name}` makes it run"

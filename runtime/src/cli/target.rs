@@ -14,9 +14,9 @@ use super::Fault;
 /// Fetches the target `name` from `place`, or from where the configuration says, and makes it its task's candidate.
 pub fn install(device: &Device, slots: &Slots, name: &str, place: Option<&str>) -> Result<Installed, Fault> {
     let Some(root) = &device.updates.root else {
-        return Err(Fault::Usage(format!(
-            "there is no file {name}, and no signed plugin of that name can be looked for: the configuration has no `updates.root`"
-        )));
+        return Err(Fault::Usage(
+            "the configuration has no `updates.root`: no repository can be trusted without it".into(),
+        ));
     };
     let given = place.map(|text| {
         Place::new(text).ok_or_else(|| {
@@ -28,7 +28,9 @@ pub fn install(device: &Device, slots: &Slots, name: &str, place: Option<&str>) 
     let place = match given {
         Some(place) => place?,
         None => device.updates.source.clone().ok_or_else(|| {
-            Fault::Usage("the configuration has no `updates.source`: say with --source where the repository is".into())
+            Fault::Usage(
+                "the configuration has no `updates.source`: say with --source where the repository is".into(),
+            )
         })?,
     };
     let (heard, _nothing) = std::sync::mpsc::channel();
@@ -61,8 +63,10 @@ fn fetch(
     let repository = Trust::open(&folder, root)?.refresh(source, clock)?;
     let target = repository.find(&device.site, name)?;
     let file = repository.target(&device.site, &target)?;
-    let bar = ProgressBar::new(target.length)
-        .with_style(ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {eta}").unwrap_or(ProgressStyle::default_bar()));
+    let bar = ProgressBar::new(target.length).with_style(
+        ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {eta}")
+            .unwrap_or(ProgressStyle::default_bar()),
+    );
     let downloads = Downloads::open(&folder.join("downloads"))?;
     let path = downloads.fetch(&**source, &target, &file, &mut |progress| {
         bar.set_position(progress.bytes);

@@ -106,7 +106,8 @@ enum Call {
 impl Follow {
     /// Connects nowhere yet; `heard` gets what is published under [`Options::listen`].
     pub fn new(options: Options, heard: Sender<Vec<u8>>) -> (Self, Handle) {
-        let shared = Arc::new(Shared { report: Mutex::default(), reported: Notify::new(), stop: Notify::new() });
+        let shared =
+            Arc::new(Shared { report: Mutex::default(), reported: Notify::new(), stop: Notify::new() });
         let (ask, requests) = mpsc::unbounded_channel();
         let handle = Handle { shared: shared.clone(), requests: ask };
         (Self { options, shared, requests, heard }, handle)
@@ -188,8 +189,11 @@ impl Follow {
                 }
                 Happened::Due => {
                     let now = Instant::now();
-                    let late: Vec<String> =
-                        asked.iter().filter(|(_, a)| a.until <= now).map(|(topic, _)| topic.clone()).collect();
+                    let late: Vec<String> = asked
+                        .iter()
+                        .filter(|(_, a)| a.until <= now)
+                        .map(|(topic, _)| topic.clone())
+                        .collect();
                     for topic in late {
                         answer(&mut asked, &topic, Ok(None));
                         link.unsubscribe(&topic).await?;
@@ -207,7 +211,11 @@ impl Follow {
     ) -> Result<(), End> {
         for (topic, reason) in settled.barred {
             tracing::warn!(topic, reason, "the broker does not let this device subscribe");
-            answer(asked, &topic, Err(format!("the broker does not let this device subscribe to {topic}: {reason}")));
+            answer(
+                asked,
+                &topic,
+                Err(format!("the broker does not let this device subscribe to {topic}: {reason}")),
+            );
         }
         for Message { topic, payload } in settled.received {
             if self.options.listen.as_ref() == Some(&topic) {

@@ -6,9 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
-    ConnAck, Connect, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode, Filter, LastWill,
-    LastWillProperties, Login, Packet, PingReq, PubAck, PubAckReason, Publish, PublishProperties, Subscribe,
-    SubscribeReasonCode, Unsubscribe,
+    ConnAck, Connect, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode, Filter,
+    LastWill, LastWillProperties, Login, Packet, PingReq, PubAck, PubAckReason, Publish, PublishProperties,
+    Subscribe, SubscribeReasonCode, Unsubscribe,
 };
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -244,7 +244,9 @@ impl Link {
             }
             Packet::SubAck(answer) => {
                 let Some(topic) = self.subscribing.remove(&answer.pkid) else {
-                    return Err(End::Lost("the broker answered a subscription that was never asked for".into()));
+                    return Err(End::Lost(
+                        "the broker answered a subscription that was never asked for".into(),
+                    ));
                 };
                 match answer.return_codes.as_slice() {
                     [SubscribeReasonCode::Success(_)] => {}

@@ -47,7 +47,9 @@ impl Following {
         core: &Arc<Core>,
         stopping: &Arc<Queue>,
     ) -> Result<Option<Self>, ServiceError> {
-        let (Some(root), Some(address)) = (&device.updates.root, &device.updates.source) else { return Ok(None) };
+        let (Some(root), Some(address)) = (&device.updates.root, &device.updates.source) else {
+            return Ok(None);
+        };
         let folder = device.data_dir.join("updates");
         let trust = Trust::open(&folder, root).map_err(Error::from)?;
         let downloads = Downloads::open(&folder.join("downloads")).map_err(Error::from)?;
@@ -162,7 +164,9 @@ impl Worker<'_> {
             let (stopping, say) = (self.stopping, self.say);
             let mut tell = |reported: Reported| {
                 // What has not changed but for its time is not said again.
-                let same = said.as_ref().is_some_and(|said: &Reported| Reported { at: reported.at.clone(), ..said.clone() } == reported);
+                let same = said.as_ref().is_some_and(|said: &Reported| {
+                    Reported { at: reported.at.clone(), ..said.clone() } == reported
+                });
                 if !same {
                     say.report(serde_json::to_vec(&reported).unwrap_or_default());
                     said = Some(reported);

@@ -5,14 +5,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use firmware_config::{
-    Desired, MetadataVersions, REPORTED_SCHEMA, Reported, ReportedPlugin, ReportedTask, TargetRef, TaskState, TopicLevel,
+    Desired, MetadataVersions, REPORTED_SCHEMA, Reported, ReportedPlugin, ReportedTask, TargetRef, TaskState,
+    TopicLevel,
 };
 
 use super::trust::utc;
 use super::{Action, Downloads, Progress, Repository, Source, Standing, Trust, UpdateError, plan};
 use crate::Error;
-use crate::infer::BUILD;
 use crate::gate::GateLimits;
+use crate::infer::BUILD;
 use crate::slots::{Placed, ShadowRun, Slot, Slots, State};
 
 /// What a device is, and how it proves plugins.
@@ -71,7 +72,13 @@ pub struct Updates {
 
 impl Updates {
     /// Nothing is fetched before the first [`Self::step`].
-    pub fn new(place: Place, trust: Trust, source: Arc<dyn Source>, slots: Slots, downloads: Downloads) -> Self {
+    pub fn new(
+        place: Place,
+        trust: Trust,
+        source: Arc<dyn Source>,
+        slots: Slots,
+        downloads: Downloads,
+    ) -> Self {
         Self {
             place,
             trust,
@@ -148,7 +155,8 @@ impl Updates {
                 self.refused = None;
                 if new {
                     let desired = self.trust.desired();
-                    let (revision, tasks) = desired.map_or((0, Vec::new()), |d| (d.revision, d.tasks.into_keys().collect()));
+                    let (revision, tasks) =
+                        desired.map_or((0, Vec::new()), |d| (d.revision, d.tasks.into_keys().collect()));
                     tracing::info!(revision, "a new desired state is followed");
                     self.given_up.clear();
                     self.fresh = tasks.into_iter().collect();
@@ -175,7 +183,9 @@ impl Updates {
                 }
             };
             let plan = plan(desired, &standings);
-            let Some((task, action)) = plan.into_iter().find(|(task, _)| !postponed.contains(task)) else { break };
+            let Some((task, action)) = plan.into_iter().find(|(task, _)| !postponed.contains(task)) else {
+                break;
+            };
             let wanted = desired.tasks.get(&task).map(|wanted| wanted.target.sha256.clone());
             if let Err(error) = self.act(&task, &action, clock, told) {
                 tracing::warn!(task, %error, "a plugin did not go live");
@@ -238,7 +248,9 @@ impl Updates {
             }
             Action::Shadow(shadow) => self.slots.shadow(task, shadow.clone()),
             Action::Rollback => self.slots.rollback(task).map(drop),
-            Action::TakeDown => self.slots.retire(task, "the operator does not want it on this device any more"),
+            Action::TakeDown => {
+                self.slots.retire(task, "the operator does not want it on this device any more")
+            }
         }
     }
 
@@ -284,7 +296,10 @@ impl Updates {
         for Slot { name, state } in self.slots.list().unwrap_or_default() {
             let reported = match state {
                 Ok(state) => self.task(&name, &state, desired.as_ref()),
-                Err(error) => ReportedTask { failure: Some(error.to_string()), ..self.task(&name, &State::default(), None) },
+                Err(error) => ReportedTask {
+                    failure: Some(error.to_string()),
+                    ..self.task(&name, &State::default(), None)
+                },
             };
             tasks.insert(name, reported);
         }
@@ -311,7 +326,8 @@ impl Updates {
     }
 
     fn task(&self, task: &str, state: &State, desired: Option<&Desired>) -> ReportedTask {
-        let wanted = desired.and_then(|desired| desired.tasks.get(task)).map(|wanted| wanted.target.sha256.as_str());
+        let wanted =
+            desired.and_then(|desired| desired.tasks.get(task)).map(|wanted| wanted.target.sha256.as_str());
         let active = state.active.as_ref().map(|plugin| plugin.sha256.as_str());
         let stage = self.stage.as_ref().filter(|(name, _)| name == task).map(|(_, stage)| *stage);
         let failed = failure(state).filter(|(plugin, _)| Some(plugin.sha256.as_str()) == wanted);
@@ -346,7 +362,8 @@ impl Updates {
 /// What did not pass last on this device, and why.
 fn failure(state: &State) -> Option<(&Placed, &str)> {
     let failed = state.failed.as_ref().map(|failed| (&failed.plugin, failed.reason.as_str()));
-    let down = state.down.as_ref().filter(|down| down.by_fault).map(|down| (&down.plugin, down.reason.as_str()));
+    let down =
+        state.down.as_ref().filter(|down| down.by_fault).map(|down| (&down.plugin, down.reason.as_str()));
     failed.or(down)
 }
 

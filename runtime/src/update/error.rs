@@ -55,7 +55,9 @@ pub enum UpdateError {
         detail: String,
     },
     /// A target that the repository does not sign for this site.
-    #[error("{target:?} is no signed file for site {site} in the repository ({detail}); publish it for this site first")]
+    #[error(
+        "{target:?} is no signed file for site {site} in the repository ({detail}); publish it for this site first"
+    )]
     NoTarget {
         /// Its name.
         target: String,
@@ -140,9 +142,9 @@ pub(super) fn of_tuf(error: &Tuf, source_name: &str) -> UpdateError {
         return UpdateError::Source(source);
     }
     let attack = match error {
-        Tuf::OlderMetadata { .. } | Tuf::OlderSnapshotInTimestamp { .. } | Tuf::SnapshotRoleRollback { .. } => {
-            Attack::Rollback
-        }
+        Tuf::OlderMetadata { .. }
+        | Tuf::OlderSnapshotInTimestamp { .. }
+        | Tuf::SnapshotRoleRollback { .. } => Attack::Rollback,
         Tuf::ExpiredMetadata { .. } => Attack::Freeze,
         Tuf::VersionMismatch { .. }
         | Tuf::SnapshotRoleMissing { .. }
@@ -164,7 +166,9 @@ fn of_transport(error: &tough::TransportError, source_name: &str) -> UpdateError
     let inner = std::error::Error::source(error).and_then(|inner| inner.downcast_ref::<Tuf>());
     match inner {
         Some(inner) => of_tuf(inner, source_name),
-        None => UpdateError::Source(SourceError::Failed { source_name: source_name.into(), detail: chain(error) }),
+        None => {
+            UpdateError::Source(SourceError::Failed { source_name: source_name.into(), detail: chain(error) })
+        }
     }
 }
 

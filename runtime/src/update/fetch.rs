@@ -85,7 +85,8 @@ impl Downloads {
         told: &mut dyn FnMut(Progress) -> bool,
     ) -> Result<(), UpdateError> {
         let path = self.path(target);
-        let mut part = OpenOptions::new().create(true).append(true).open(&path).map_err(UpdateError::io(&path))?;
+        let mut part =
+            OpenOptions::new().create(true).append(true).open(&path).map_err(UpdateError::io(&path))?;
         // More than the whole is nothing that was fetched for it.
         part.set_len(from).map_err(UpdateError::io(&path))?;
         let (mut bytes, mut synced, mut long, mut stopped, mut disk) = (from, from, false, false, None);
@@ -125,7 +126,11 @@ impl Downloads {
         part.sync_all().map_err(UpdateError::io(&path))?;
         fetched?;
         if bytes < target.length {
-            let detail = if stopped { "the fetch was ended".into() } else { format!("{} ends after {bytes} of {} bytes", file.path, target.length) };
+            let detail = if stopped {
+                "the fetch was ended".into()
+            } else {
+                format!("{} ends after {bytes} of {} bytes", file.path, target.length)
+            };
             return Err(SourceError::Failed { source_name: source.name(), detail }.into());
         }
         Ok(())
@@ -179,7 +184,12 @@ mod tests {
             Ok(None)
         }
 
-        fn target(&self, _: &TargetFile, from: u64, take: &mut super::super::source::Take<'_>) -> Result<(), SourceError> {
+        fn target(
+            &self,
+            _: &TargetFile,
+            from: u64,
+            take: &mut super::super::source::Take<'_>,
+        ) -> Result<(), SourceError> {
             let failed = |detail: String| SourceError::Failed { source_name: self.name(), detail };
             let rest = &self.content[from as usize..];
             let piece = &rest[..rest.len().min(self.piece)];

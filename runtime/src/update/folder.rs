@@ -29,7 +29,9 @@ impl Source for Folder {
         let opened = match File::open(&path) {
             Ok(opened) => opened,
             // Only where the repository itself is there: a stick that was pulled out must not read as "no newer root".
-            Err(error) if error.kind() == ErrorKind::NotFound && self.0.join("metadata").is_dir() => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound && self.0.join("metadata").is_dir() => {
+                return Ok(None);
+            }
             Err(error) => return Err(self.failed(&path, &error)),
         };
         let mut bytes = Vec::new();

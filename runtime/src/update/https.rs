@@ -103,7 +103,11 @@ impl Https {
             };
             had += n as u64;
             if had > limit {
-                return Err(SourceError::TooLong { source_name: self.base.clone(), file: file.into(), limit });
+                return Err(SourceError::TooLong {
+                    source_name: self.base.clone(),
+                    file: file.into(),
+                    limit,
+                });
             }
             take(&piece[..n]).map_err(|error| self.failed(error))?;
             if begun.elapsed() >= deadline {

@@ -63,7 +63,9 @@ impl Mqtt {
         let index: Index = serde_json::from_slice(&self.get("index")?)
             .map_err(|error| self.failed(format!("its index cannot be read: {error}")))?;
         if index.block == 0 || index.block > MAX_BLOCK {
-            return Err(self.failed(format!("its blocks have {} bytes, expected 1 to {MAX_BLOCK}", index.block)));
+            return Err(
+                self.failed(format!("its blocks have {} bytes, expected 1 to {MAX_BLOCK}", index.block))
+            );
         }
         *kept = Some((Instant::now(), index.clone()));
         Ok(index)
@@ -97,7 +99,8 @@ impl Source for Mqtt {
             let block = self.get(&format!("targets/{}/{n}", target.sha256))?;
             let expected = index.block.min(target.length - n * index.block);
             if block.len() as u64 != expected {
-                let detail = format!("block {n} of {} has {} bytes, expected {expected}", target.path, block.len());
+                let detail =
+                    format!("block {n} of {} has {} bytes, expected {expected}", target.path, block.len());
                 return Err(self.failed(detail));
             }
             take(&block[skip..]).map_err(|error| self.failed(error.to_string()))?;

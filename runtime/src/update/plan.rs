@@ -41,9 +41,9 @@ pub fn plan(desired: &Desired, slots: &BTreeMap<String, Standing>) -> BTreeMap<S
         let standing = slots.get(task).unwrap_or(&nothing);
         Some((task.clone(), next(wanted, standing)?))
     });
-    let unwanted = slots.iter().filter(|(task, standing)| {
-        standing.active.is_some() && !desired.tasks.contains_key(*task)
-    });
+    let unwanted = slots
+        .iter()
+        .filter(|(task, standing)| standing.active.is_some() && !desired.tasks.contains_key(*task));
     wanted.chain(unwanted.map(|(task, _)| (task.clone(), Action::TakeDown))).collect()
 }
 
@@ -77,7 +77,10 @@ mod tests {
     use super::*;
 
     fn wanted(digest: u8, shadow: Option<Shadow>) -> Wanted {
-        Wanted { target: TargetRef { name: format!("north/{digest}"), length: 1, sha256: digest.to_string() }, shadow }
+        Wanted {
+            target: TargetRef { name: format!("north/{digest}"), length: 1, sha256: digest.to_string() },
+            shadow,
+        }
     }
 
     fn desired(tasks: impl IntoIterator<Item = (String, Wanted)>) -> Desired {
@@ -119,12 +122,8 @@ mod tests {
 
     fn standing() -> impl Strategy<Value = Standing> {
         let rule = proptest::option::of((1u32..3).prop_map(shadow));
-        (slot(), slot(), slot(), rule, slot()).prop_map(|(active, candidate, previous, shadow, failed)| Standing {
-            active,
-            candidate,
-            previous,
-            shadow,
-            failed,
+        (slot(), slot(), slot(), rule, slot()).prop_map(|(active, candidate, previous, shadow, failed)| {
+            Standing { active, candidate, previous, shadow, failed }
         })
     }
 
@@ -168,7 +167,8 @@ mod tests {
 
     #[test]
     fn what_was_there_before_comes_back_without_the_network() {
-        let standing = Standing { active: Some("2".into()), previous: Some("1".into()), ..Standing::default() };
+        let standing =
+            Standing { active: Some("2".into()), previous: Some("1".into()), ..Standing::default() };
         let slots = [("a".to_owned(), standing)].into();
         assert_eq!(plan(&desired([("a".to_owned(), wanted(1, None))]), &slots)["a"], Action::Rollback);
     }

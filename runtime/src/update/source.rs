@@ -72,7 +72,9 @@ pub enum SourceError {
         detail: String,
     },
     /// It sends more than was asked for.
-    #[error("the repository at {source_name} sends more than the {limit} bytes that {file} may have; it was cut off")]
+    #[error(
+        "the repository at {source_name} sends more than the {limit} bytes that {file} may have; it was cut off"
+    )]
     TooLong {
         /// Where it is.
         source_name: String,

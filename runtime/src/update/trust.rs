@@ -81,8 +81,12 @@ impl Trust {
     pub fn refresh(&mut self, source: &Arc<dyn Source>, clock: i64) -> Result<Repository, UpdateError> {
         // One process at a time: the service and the command line would take each other's newer state for theirs.
         let lock = self.folder.join("lock");
-        let held = File::create(&lock).and_then(|file| file.lock().map(|()| file)).map_err(UpdateError::io(&lock))?;
-        if let Some(newer) = State::read(&self.folder.join("trust.json"))?.filter(|kept| kept.anchor == self.state.anchor) {
+        let held = File::create(&lock)
+            .and_then(|file| file.lock().map(|()| file))
+            .map_err(UpdateError::io(&lock))?;
+        if let Some(newer) =
+            State::read(&self.folder.join("trust.json"))?.filter(|kept| kept.anchor == self.state.anchor)
+        {
             self.state = newer;
         }
         let scratch = tempfile::tempdir_in(&self.folder).map_err(UpdateError::io(&self.folder))?;
@@ -148,7 +152,11 @@ impl Trust {
         }
         let now = self.time(clock);
         if Statement::instant(&desired).as_second() < now {
-            let detail = format!("it was good until {}, and it is {} by this device's clock", desired.expires, utc(now));
+            let detail = format!(
+                "it was good until {}, and it is {} by this device's clock",
+                desired.expires,
+                utc(now)
+            );
             return Err(refuse(Attack::Freeze, detail));
         }
         let text = serde_json::to_string(&desired).unwrap_or_default();
@@ -214,11 +222,13 @@ impl Repository {
     /// A file that is signed for `site`: by the role of that name for what is under `SITE/`, by the targets role for what is for all.
     /// With `wanted`, it must have that length and digest too.
     pub fn find(&self, site: &TopicLevel, name: &str) -> Result<TargetRef, UpdateError> {
-        let none = |detail: String| UpdateError::NoTarget { target: name.into(), site: site.to_string(), detail };
+        let none =
+            |detail: String| UpdateError::NoTarget { target: name.into(), site: site.to_string(), detail };
         let plain = TargetRef { name: name.into(), length: 0, sha256: "0".repeat(64) };
         plain.validate().map_err(|invalid| none(invalid.to_string()))?;
         let key = TargetName::new(name).map_err(|error| none(chain(&error)))?;
-        let of = |targets: &Signed<Targets>| targets.signed.targets.get(&key).map(|found| reference(name, found));
+        let of =
+            |targets: &Signed<Targets>| targets.signed.targets.get(&key).map(|found| reference(name, found));
         let found = if name.starts_with(&format!("{site}/")) {
             self.site(site.as_str()).map_err(none)?.and_then(of)
         } else {
@@ -245,7 +255,8 @@ impl Repository {
 
     /// The role that the repository delegates a site to.
     fn site(&self, site: &str) -> Result<Option<&Signed<Targets>>, String> {
-        let role = self.inner.delegated_role(site).ok_or(format!("the repository delegates nothing to {site}"))?;
+        let role =
+            self.inner.delegated_role(site).ok_or(format!("the repository delegates nothing to {site}"))?;
         Ok(role.targets.as_ref())
     }
 
@@ -258,7 +269,8 @@ impl Repository {
         let role = delegations.roles.iter().find(|role| role.name == site).ok_or_else(nothing)?;
         let mut root = self.inner.root().signed.clone();
         root.keys.clone_from(&delegations.keys);
-        let keys = RoleKeys { keyids: role.keyids.clone(), threshold: role.threshold, _extra: Default::default() };
+        let keys =
+            RoleKeys { keyids: role.keyids.clone(), threshold: role.threshold, _extra: Default::default() };
         root.roles = [(RoleType::DelegatedTargets, keys)].into();
         Ok(root)
     }
@@ -273,7 +285,8 @@ impl Repository {
             (RoleType::Targets, top.targets().signed.expires),
         ];
         let sites = top.targets().signed.delegations.iter().flat_map(|delegations| &delegations.roles);
-        let sites = sites.filter_map(|role| Some((role.name.as_str(), role.targets.as_ref()?.signed.expires)));
+        let sites =
+            sites.filter_map(|role| Some((role.name.as_str(), role.targets.as_ref()?.signed.expires)));
         let all = roles.into_iter().map(|(role, at)| (role, "", at));
         for (role, name, at) in all.chain(sites.map(|(name, at)| (RoleType::DelegatedTargets, name, at))) {
             if at.as_second() < now {
@@ -323,4 +336,3 @@ impl Role for Statement {
         "desired.json".into()
     }
 }
-
