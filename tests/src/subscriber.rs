@@ -92,6 +92,32 @@ impl Subscriber {
     }
 }
 
+/// Publishes messages that the broker on `port` keeps; returns once it has acknowledged all.
+///
+/// # Errors
+/// Where it does not.
+pub fn retain(port: u16, messages: &[(String, Vec<u8>)]) -> Result<()> {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let name = format!("publisher-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let mut options = MqttOptions::new(name, "127.0.0.1", port);
+    options.set_max_packet_size(Some(1 << 20));
+    let (client, mut connection) = Client::new(options, messages.len() + 1);
+    for (topic, payload) in messages {
+        client.publish(topic.as_str(), QoS::AtLeastOnce, true, payload.clone())?;
+    }
+    let mut acknowledged = 0;
+    for event in connection.iter() {
+        if matches!(event?, Event::Incoming(Packet::PubAck(_))) {
+            acknowledged += 1;
+        }
+        if acknowledged == messages.len() {
+            break;
+        }
+    }
+    client.disconnect()?;
+    Ok(())
+}
+
 fn received(publish: Publish) -> Received {
     let properties = publish.properties.unwrap_or_default();
     Received {

@@ -63,9 +63,14 @@ impl Following {
             threads,
             gate: (&device.gate).into(),
         };
-        let stop = stopping.clone();
+        let (stop, live) = (stopping.clone(), core.clone());
+        let switched = move || match live.tasks.refresh() {
+            Ok(_) => live.session.get().into_iter().for_each(super::Handle::announce),
+            Err(error) => tracing::error!(%error, "the plugins cannot be listed"),
+        };
         let updates = Updates::new(place, trust, source, slots.clone(), downloads)
-            .stopping(Arc::new(move || stop.is_stopping()));
+            .stopping(Arc::new(move || stop.is_stopping()))
+            .switched(Arc::new(switched));
         let machine = |source| ServiceError::Machine { what: "network side", source };
         let executor = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(machine)?;
         let connected = spawn(core, "updates' broker", move |_| executor.block_on(follow.run()))?;

@@ -68,6 +68,8 @@ pub struct Updates {
     stage: Option<(String, Stage)>,
     /// Whether the program is to end: what takes long is then broken off.
     stopping: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// Lets whoever classifies take up what has gone live, before it is reported.
+    switched: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Updates {
@@ -93,6 +95,7 @@ impl Updates {
             fresh: BTreeSet::new(),
             stage: None,
             stopping: Arc::new(|| false),
+            switched: Arc::new(|| ()),
         }
     }
 
@@ -100,6 +103,12 @@ impl Updates {
     #[must_use]
     pub fn stopping(self, stopping: Arc<dyn Fn() -> bool + Send + Sync>) -> Self {
         Self { stopping, ..self }
+    }
+
+    /// Calls `switched` when another plugin has gone live, or none has, and before that is reported.
+    #[must_use]
+    pub fn switched(self, switched: Arc<dyn Fn() + Send + Sync>) -> Self {
+        Self { switched, ..self }
     }
 
     /// A desired state has come; the next step decides about it.
@@ -238,20 +247,22 @@ impl Updates {
     ) -> Result<(), Error> {
         tracing::info!(task, ?action, "update");
         match action {
-            Action::Install(target) => self.install(task, target, clock, told),
+            Action::Install(target) => return self.install(task, target, clock, told),
+            Action::Shadow(shadow) => return self.slots.shadow(task, shadow.clone()),
             Action::Activate => {
                 self.stage = Some((task.into(), Stage::Checking));
                 told(self.reported(clock));
                 let Place { backbone, threads, gate, .. } = &self.place;
                 let go_on = || !(self.stopping)();
-                self.slots.activate_while(task, backbone, *threads, gate, &go_on).map(drop)
+                self.slots.activate_while(task, backbone, *threads, gate, &go_on).map(drop)?;
             }
-            Action::Shadow(shadow) => self.slots.shadow(task, shadow.clone()),
-            Action::Rollback => self.slots.rollback(task).map(drop),
+            Action::Rollback => self.slots.rollback(task).map(drop)?,
             Action::TakeDown => {
-                self.slots.retire(task, "the operator does not want it on this device any more")
+                self.slots.retire(task, "the operator does not want it on this device any more")?;
             }
         }
+        (self.switched)();
+        Ok(())
     }
 
     fn install(
