@@ -60,6 +60,9 @@ pub struct TargetRef {
 }
 
 /// How long a candidate runs beside the active plugin, and what it must show to take its place.
+///
+/// Fractions stand in JSON as decimal numbers in a text, `"0.95"`: this is signed as canonical JSON, which has no floating point
+/// numbers, because there is no one way to write them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shadow {
@@ -69,9 +72,31 @@ pub struct Shadow {
     pub promote: Promote,
     /// The share of labels, over all those series, about which both said the same (positive or not; where there is no
     /// threshold, probabilities within [`Self::max_difference`]): at least this.
+    #[serde(with = "decimal")]
     pub min_agreement: f64,
     /// The mean absolute difference of probabilities: at most this.
+    #[serde(with = "decimal")]
     pub max_difference: f64,
+}
+
+/// A number as a text, the shortest that reads back as the same number.
+mod decimal {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    // The signature is serde's.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    pub fn serialize<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(number)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+        text.parse()
+            .ok()
+            .filter(|_| plain)
+            .ok_or_else(|| D::Error::custom(format!("{text:?} is no decimal number such as \"0.95\"")))
+    }
 }
 
 /// Who promotes a candidate that has run in the shadow.
@@ -247,6 +272,17 @@ mod tests {
     fn desired(json: &str) -> Result<(), String> {
         let desired: Desired = serde_json::from_str(json).map_err(|e| e.to_string())?;
         desired.validate().map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn what_is_signed_has_no_floating_point_numbers() {
+        let shadow = Shadow { results: 20, promote: Promote::Rule, min_agreement: 0.95, max_difference: 0.1 };
+        let json = serde_json::to_string(&shadow).unwrap();
+        assert_eq!(json, r#"{"results":20,"promote":"rule","min_agreement":"0.95","max_difference":"0.1"}"#);
+        assert_eq!(serde_json::from_str::<Shadow>(&json).unwrap(), shadow);
+        for bad in ["0.95", "\"\"", "\"-1\"", "\"NaN\"", "\"1e3\"", "\"0.9.5\""] {
+            assert!(serde_json::from_str::<Shadow>(&json.replace("\"0.95\"", bad)).is_err(), "{bad}");
+        }
     }
 
     #[test]

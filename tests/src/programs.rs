@@ -17,6 +17,22 @@ pub fn program(name: &str) -> Command {
     started_with_runner(&path)
 }
 
+/// A call of the operator's `scanside-fleet`, which belongs on a desk and is always native: under emulation `SCANSIDE_NATIVE` is the
+/// folder of this machine's programs.
+///
+/// # Panics
+/// Where it is not built.
+pub fn operator() -> Command {
+    let Some(native) = std::env::var_os("SCANSIDE_NATIVE") else { return program("scanside-fleet") };
+    let path = Path::new(&native).join("scanside-fleet");
+    assert!(
+        path.is_file(),
+        "{} is not built: run `cargo build --workspace --release --bins`",
+        path.display()
+    );
+    Command::new(path)
+}
+
 /// A call of the calling test program, for a test that needs a process of its own to be killed.
 ///
 /// # Panics

@@ -190,7 +190,9 @@ pub fn test(long: bool) -> Result<()> {
             // Where cargo would run it.
             .current_dir(workspace::root().join("tests"))
             // A test that starts `scanside` starts the one built beside it, in the same way.
-            .env("SCANSIDE_RUNNER", runner.join("\n"));
+            .env("SCANSIDE_RUNNER", runner.join("\n"))
+            // The operator's tool stays on the desk.
+            .env("SCANSIDE_NATIVE", workspace::target().join("release").canonicalize()?);
         if long {
             command.env("SCANSIDE_LONG", "1");
         }

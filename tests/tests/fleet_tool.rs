@@ -1,0 +1,381 @@
+//! The operator's tool from no keys to plugins at a broker: what a TUF client and a device make of it.
+#![allow(missing_docs, reason = "a test")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
+use firmware_config::{Desired, Promote, TargetRef};
+use olpc_cjson::CanonicalFormatter;
+use runtime::tensor::sha256;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tests::fixture::Fixture;
+use tests::mosquitto::Mosquitto;
+use tests::programs::{Outcome, operator, run};
+use tests::subscriber::{Received, Subscriber};
+use tough::schema::key::Key;
+use tough::{FilesystemTransport, RepositoryLoader};
+use url::Url;
+
+const SOON: Duration = Duration::from_secs(20);
+/// After this long nothing retained is to be expected any more.
+const SILENCE: Duration = Duration::from_millis(700);
+
+/// An operator's desk.
+struct Desk(TempDir);
+
+impl Desk {
+    /// A repository with the site `north`.
+    fn new() -> Self {
+        let desk = Self(tempfile::tempdir().unwrap());
+        desk.run(&["init"]).success();
+        desk.run(&["key", "add-site", "north"]).success();
+        desk
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = operator();
+        command.current_dir(self.0.path()).args(arguments);
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Outcome {
+        run(&mut self.command(arguments))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// The repository as a client that was given the first root sees it.
+    fn load(&self) -> tough::Repository {
+        let url = |name: &str| Url::from_directory_path(self.path("repository").join(name)).unwrap();
+        let root = fs::read(self.path("keys/root.json")).unwrap();
+        let loader =
+            RepositoryLoader::new(&root, url("metadata"), url("targets")).transport(FilesystemTransport);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(loader.load()).unwrap()
+    }
+
+    /// The targets by name, with their files checked.
+    fn targets(&self) -> BTreeMap<String, TargetRef> {
+        let repository = self.load();
+        let checked = repository.all_targets().map(|(name, target)| {
+            let name = name.resolved().to_owned();
+            let sha = target.hashes.sha256.iter().map(|b| format!("{b:02x}")).collect::<String>();
+            let (folder, file) = name.rsplit_once('/').unwrap();
+            let bytes = fs::read(self.path(&format!("repository/targets/{folder}/{sha}.{file}"))).unwrap();
+            assert_eq!((bytes.len() as u64, sha256(&bytes)), (target.length, sha.clone()));
+            (name.clone(), TargetRef { name, length: target.length, sha256: sha })
+        });
+        checked.collect()
+    }
+}
+
+/// A plugin that could go live, `lesion-VERSION.plugin`, with its graph.
+fn plugin(version: &str) -> Fixture {
+    Fixture::for_a_service(|manifest| manifest.task.version = version.into())
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn retained(port: u16, filter: &str) -> BTreeMap<String, Received> {
+    let subscriber = Subscriber::new(port, filter).unwrap();
+    let mut all = BTreeMap::new();
+    while let Ok(message) = subscriber.next(SILENCE) {
+        assert!(message.retained && message.qos == 1, "{message:?}");
+        all.insert(message.topic.clone(), message);
+    }
+    all
+}
+
+/// The desired state in a message, if enough keys of the site signed it.
+fn verified(desk: &Desk, payload: &[u8]) -> Result<Desired, String> {
+    let repository = desk.load();
+    let delegations = repository.targets().signed.delegations.as_ref().unwrap();
+    let role = delegations.roles.iter().find(|role| role.name == "north").unwrap();
+    let envelope: Value = serde_json::from_slice(payload).unwrap();
+    let mut message = Vec::new();
+    let mut serializer = serde_json::Serializer::with_formatter(&mut message, CanonicalFormatter::new());
+    envelope["signed"].serialize(&mut serializer).unwrap();
+    let mut valid = 0;
+    for signature in envelope["signatures"].as_array().unwrap() {
+        let bytes = |field: &str| -> Vec<u8> {
+            let hex = signature[field].as_str().unwrap();
+            (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+        };
+        let id = role.keyids.iter().find(|id| id[..] == bytes("keyid")[..]);
+        if let Some(Key::Ed25519 { keyval, .. }) = id.and_then(|id| delegations.keys.get(id))
+            && UnparsedPublicKey::new(&ED25519, &keyval.public[..]).verify(&message, &bytes("sig")).is_ok()
+        {
+            valid += 1;
+        }
+    }
+    if valid < role.threshold.get() {
+        return Err(format!("{valid} valid signatures"));
+    }
+    let desired: Desired = serde_json::from_value(envelope["signed"].clone()).unwrap();
+    desired.validate().unwrap();
+    Ok(desired)
+}
+
+#[test]
+fn what_is_published_is_what_a_client_verifies() {
+    let desk = Desk::new();
+    assert!(desk.targets().is_empty());
+    let (one, two) = (plugin("1.0.0"), plugin("1.1.0"));
+    let publish = |fixture: &Fixture, more: &[&str]| {
+        desk.run(&[&["publish", "--plugin", text(&fixture.plugin)], more].concat())
+    };
+    let told = publish(&one, &["--site", "north", "--graph", text(&one.graph)]);
+    told.success();
+    for part in ["north/lesion-1.0.0.plugin", "over the wire", "without golden", "times the plugin"] {
+        assert!(told.stdout.contains(part), "no {part:?} in {told:?}");
+    }
+    desk.run(&["key", "add-site", "south", "--site-keys", "2", "--threshold", "2"]).success();
+    publish(&two, &["--all-sites"]).success();
+    desk.run(&["publish", "--backbone", text(&one.backbone)]).success();
+    let names = [
+        "backbones/backbone.safetensors",
+        "north/lesion-1.0.0.plugin",
+        "north/lesion-1.1.0.plugin",
+        "south/lesion-1.1.0.plugin",
+    ];
+    let targets = desk.targets();
+    assert_eq!(targets.keys().collect::<Vec<_>>(), names);
+    assert_eq!(targets[names[1]].sha256, sha256(&fs::read(&one.plugin).unwrap()));
+
+    // The same again is nothing new; another file under the name is refused, and nothing changes.
+    let again = publish(&one, &["--site", "north"]);
+    again.success();
+    assert!(again.stdout.contains("published already"), "{again:?}");
+    let other = tests::golden::plugin(&one, "other", |p| p.card.push_str("Changed.\n"));
+    desk.run(&["publish", "--plugin", text(&other), "--site", "north"]).refused("count up its version");
+    publish(&one, &["--site", "west"]).refused("has no site \"west\"");
+    publish(&one, &[]).refused("for no site");
+    publish(&two, &["--site", "north", "--graph", text(&one.graph)]);
+    desk.run(&["publish", "--plugin", text(&one.graph), "--site", "north"]).refused("a task plugin");
+    let mut damaged = fs::read(&one.plugin).unwrap();
+    damaged[3000] ^= 1;
+    fs::write(desk.path("damaged"), damaged).unwrap();
+    desk.run(&["publish", "--plugin", "damaged", "--site", "north"]).refused("damaged");
+    assert_eq!(desk.targets(), targets);
+
+    // Keys that are not at hand are named.
+    fs::rename(desk.path("keys"), desk.path("away")).unwrap();
+    let (root, away) = ("away/root.json", "away");
+    desk.run(&["--root", root, "refresh"]).refused("snapshot needs the signatures of 1 of its keys");
+    desk.run(&["--keys", away, "--root", root, "refresh"]).success();
+    fs::rename(desk.path("away"), desk.path("keys")).unwrap();
+
+    desk.run(&["unpublish", "north/lesion-1.0.0.plugin"]).success();
+    assert_eq!(desk.targets().len(), 3);
+    desk.run(&["unpublish", "north/lesion-1.0.0.plugin"]).refused("is not published");
+}
+
+#[test]
+fn keys_are_rotated_and_clients_with_the_first_root_follow() {
+    let desk = Desk::new();
+    let one = plugin("1.0.0");
+    desk.run(&["publish", "--plugin", text(&one.plugin), "--site", "north"]).success();
+    for role in ["timestamp", "snapshot", "targets", "root", "north"] {
+        desk.run(&["key", "rotate", role]).success();
+        assert_eq!(desk.targets().len(), 1, "{role}");
+    }
+    assert_eq!(desk.load().root().signed.version.get(), 5);
+    // Two of three root keys lie elsewhere.
+    let listed = desk.run(&["key", "list"]);
+    listed.success();
+    assert!(listed.stdout.starts_with("root: 2 of 3\n"), "{listed:?}");
+    let ids: Vec<&str> =
+        listed.stdout.lines().skip(1).take(3).map(|line| line.split_whitespace().next().unwrap()).collect();
+    fs::create_dir(desk.path("stick")).unwrap();
+    for id in &ids[..2] {
+        let name = format!("root-{}.pem", &id[..8]);
+        fs::rename(desk.path("keys").join(&name), desk.path("stick").join(&name)).unwrap();
+    }
+    desk.run(&["key", "rotate", "timestamp"]).refused("root needs the signatures of 2 of its keys");
+    desk.run(&["--keys", "keys", "--keys", "stick", "key", "rotate", "timestamp"]).success();
+    let revoke = ["--keys", "keys", "--keys", "stick", "key", "revoke", "root", "--key"];
+    desk.run(&[&revoke[..], &[ids[2]]].concat()).success();
+    desk.run(&[&revoke[..], &[ids[0]]].concat()).refused("would be left with 1");
+    desk.run(&[&revoke[..], &["zz"]].concat()).refused("0 keys of root");
+    assert_eq!(desk.load().root().signed.version.get(), 7);
+    assert_eq!(desk.targets().len(), 1);
+
+    desk.run(&["init"]).refused("belong to a fleet already");
+    desk.run(&["--keys", "new", "init"]).refused("is not empty");
+    desk.run(&["--keys", "fresh/keys", "--repository", "fresh", "init"]).refused("inside the repository");
+    desk.run(&["--keys", "new", "--repository", "new", "init", "--threshold", "4"]).refused("4 of 3 keys");
+    assert!(!desk.path("new").exists());
+}
+
+#[test]
+fn a_device_is_told_once_and_by_one_operator() {
+    let (desk, broker) = (Desk::new(), Mosquitto::start().unwrap());
+    let (one, two) = (plugin("1.0.0"), plugin("1.1.0"));
+    for fixture in [&one, &two] {
+        desk.run(&["publish", "--plugin", text(&fixture.plugin), "--site", "north"]).success();
+    }
+    let url = broker.url();
+    let desire = |more: &[&str]| {
+        desk.run(&[&["desire", "--broker", &url, "--site", "north", "--device", "ct-2"], more].concat())
+    };
+    let topic = "scanside/v1/north/ct-2/desired";
+    let now = || {
+        let message = retained(broker.port, "scanside/v1/north/ct-2/desired").remove(topic).unwrap();
+        assert_eq!(message.content_type.as_deref(), Some("application/json"));
+        verified(&desk, &message.payload).unwrap()
+    };
+    desire(&["--task", "lesion=1.0.0"]).success();
+    let first = now();
+    assert_eq!((first.revision, first.site.as_str(), first.device.as_str()), (1, "north", "ct-2"));
+    assert_eq!(first.tasks["lesion"].target, desk.targets()["north/lesion-1.0.0.plugin"]);
+    let again = desire(&["--task", "lesion=1.0.0"]);
+    again.success();
+    assert!(again.stdout.contains("revision 1 wants this already"), "{again:?}");
+    desire(&["--task", "lesion=1.1.0", "--shadow", "20", "--promote", "operator"]).success();
+    let second = now();
+    let shadow = second.tasks["lesion"].shadow.as_ref().unwrap();
+    assert_eq!((second.revision, shadow.results, shadow.promote), (2, 20, Promote::Operator));
+
+    // What the device has seen counts, even where the broker forgot the state, and what it runs is not taken down in passing.
+    let reported = json!({
+        "schema": "scanside.reported/1", "site": "north", "device": "ct-2", "build": "scanside 0.1.0", "at": "2026-11-26T18:44:04Z",
+        "revision": 40, "refused": null, "metadata": null,
+        "tasks": {"other": {"state": "active", "active": {"task": {"name": "other", "version": "1.0.0"}, "sha256": "00", "target": null},
+            "candidate": null, "previous": null, "progress": null, "failure": null, "shadow": null}}
+    });
+    let speaker = Speaker::new(broker.port);
+    speaker.retain("scanside/v1/north/ct-2/reported", reported.to_string().as_bytes());
+    desire(&["--task", "lesion=1.0.0"]).refused("runs other too");
+    desire(&["--task", "lesion=1.0.0", "--take-down"]).success();
+    assert_eq!(now().revision, 41);
+
+    // A state that nobody of the site signed is told, and replaced by one that counts on.
+    let forged = json!({"signed": {"schema": "scanside.desired/1", "site": "north", "device": "ct-2", "revision": 90,
+        "expires": "2030-01-01T00:00:00Z", "tasks": {}}, "signatures": []});
+    speaker.retain(topic, forged.to_string().as_bytes());
+    assert!(verified(&desk, forged.to_string().as_bytes()).is_err());
+    let told = desire(&["--task", "lesion=1.0.0", "--take-down"]);
+    told.success();
+    assert!(told.stderr.contains("has no force"), "{told:?}");
+    assert_eq!(now().revision, 91);
+
+    desire(&["--task", "lesion=2.0.0"])
+        .refused("there is north/lesion-1.0.0.plugin, north/lesion-1.1.0.plugin");
+    desire(&["--task", "lesion"]).refused("TASK=VERSION");
+    let nobody = desk.run(&[
+        "desire",
+        "--broker",
+        "mqtt://127.0.0.1:9",
+        "--site",
+        "north",
+        "--device",
+        "x",
+        "--nothing",
+    ]);
+    assert_eq!(nobody.code, Some(1), "{nobody:?}");
+    assert!(nobody.stderr.contains("cannot be reached"), "{nobody:?}");
+}
+
+#[test]
+fn the_mirror_holds_what_a_device_needs_and_nothing_else() {
+    let (desk, broker) = (Desk::new(), Mosquitto::start().unwrap());
+    let (one, two) = (plugin("1.0.0"), plugin("1.1.0"));
+    for fixture in [&one, &two] {
+        desk.run(&["publish", "--plugin", text(&fixture.plugin), "--site", "north"]).success();
+    }
+    desk.run(&["publish", "--backbone", text(&one.backbone)]).success();
+    let url = broker.url();
+    let mirror = |more: &[&str]| {
+        let told = desk.run(&[&["mirror", "--to", &url, "--site", "north"], more].concat());
+        told.success();
+        told.stdout
+    };
+    let all = || retained(broker.port, "scanside/v1/north/repository/#");
+    mirror(&["--backbones"]);
+    let check = |messages: &BTreeMap<String, Received>| {
+        let branch = "scanside/v1/north/repository";
+        let index: Value = serde_json::from_slice(&messages[&format!("{branch}/index")].payload).unwrap();
+        assert_eq!((&index["schema"], &index["block"]), (&json!("scanside.index/1"), &json!(65536)));
+        let mut seen = 1;
+        for (name, length) in index["metadata"].as_object().unwrap() {
+            let payload = &messages[&format!("{branch}/metadata/{name}")].payload;
+            assert_eq!(fs::read(desk.path("repository/metadata").join(name)).unwrap(), *payload);
+            assert_eq!(payload.len(), length.as_u64().unwrap() as usize);
+            seen += 1;
+        }
+        for (sha, length) in index["targets"].as_object().unwrap() {
+            let blocks = (length.as_u64().unwrap() as usize).div_ceil(65536);
+            let whole: Vec<u8> = (0..blocks)
+                .flat_map(|n| messages[&format!("{branch}/targets/{sha}/{n}")].payload.clone())
+                .collect();
+            assert_eq!((sha256(&whole), whole.len() as u64), (sha.clone(), length.as_u64().unwrap()));
+            seen += blocks;
+        }
+        assert_eq!(messages.len(), seen, "nothing but what the index names");
+        index
+    };
+    let first = all();
+    let index = check(&first);
+    assert_eq!(index["targets"].as_object().unwrap().len(), 3);
+    assert!(["1.root.json", "timestamp.json"].iter().all(|name| index["metadata"].get(name).is_some()));
+    assert!(fs::metadata(&one.plugin).unwrap().len() > 65536, "the fixture has several blocks");
+
+    // The same again publishes the index alone.
+    assert!(mirror(&["--backbones"]).contains("1 messages published"));
+    assert_eq!(all(), first);
+
+    // What is gone is cleared, and what was damaged is found on request.
+    desk.run(&["unpublish", "north/lesion-1.0.0.plugin"]).success();
+    mirror(&[]);
+    let second = all();
+    assert_eq!(check(&second)["targets"].as_object().unwrap().len(), 1);
+    let block = second.keys().find(|topic| topic.contains("/targets/")).unwrap();
+    let speaker = Speaker::new(broker.port);
+    speaker.retain(block, b"damaged");
+    speaker.retain("scanside/v1/north/repository/targets/00/0", b"stray");
+    mirror(&["--verify"]);
+    assert_eq!(check(&all()), check(&second));
+    desk.run(&["mirror", "--to", &url, "--site", "west"]).refused("has no site");
+}
+
+/// Publishes retained messages as anybody may at an open broker.
+struct Speaker(rumqttc::v5::Client, std::sync::mpsc::Receiver<()>);
+
+impl Speaker {
+    fn new(port: u16) -> Self {
+        use rumqttc::v5::mqttbytes::v5::Packet;
+        use rumqttc::v5::{Client, Event, MqttOptions};
+        let (client, mut connection) = Client::new(MqttOptions::new("speaker", "127.0.0.1", port), 16);
+        let (tell, acknowledged) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            while let Some(Ok(event)) = connection.iter().next() {
+                if matches!(event, Event::Incoming(Packet::PubAck(_))) {
+                    let _ = tell.send(());
+                }
+            }
+        });
+        Self(client, acknowledged)
+    }
+
+    fn retain(&self, topic: &str, payload: &[u8]) {
+        let qos = rumqttc::v5::mqttbytes::QoS::AtLeastOnce;
+        self.0.publish(topic, qos, true, payload.to_vec()).unwrap();
+        self.1.recv_timeout(SOON).unwrap();
+    }
+}
+
+impl Drop for Speaker {
+    fn drop(&mut self) {
+        let _ = self.0.disconnect();
+    }
+}
