@@ -379,3 +379,229 @@ impl Drop for Speaker {
         let _ = self.0.disconnect();
     }
 }
+
+/// Devices that do what they are told: they follow verified desired states and report that they run what is wanted, but for those whose
+/// golden cases fail on a version.
+struct Devices {
+    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Devices {
+    fn start(port: u16, failing: &'static [(&'static str, &'static str)]) -> Self {
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let ended = stop.clone();
+        let subscriber = Subscriber::new(port, "scanside/v1/+/+/desired").unwrap();
+        let thread = std::thread::spawn(move || {
+            let speaker = Speaker::new(port);
+            while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                let Ok(message) = subscriber.next(Duration::from_millis(100)) else { continue };
+                let envelope: Value = serde_json::from_slice(&message.payload).unwrap();
+                let desired: Desired = serde_json::from_value(envelope["signed"].clone()).unwrap();
+                speaker.retain(
+                    &message.topic.replace("/desired", "/reported"),
+                    report(&desired, failing).as_bytes(),
+                );
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+fn report(desired: &Desired, failing: &[(&str, &str)]) -> String {
+    let tasks: BTreeMap<&String, Value> = desired
+        .tasks
+        .iter()
+        .map(|(name, wanted)| {
+            let version = wanted.target.name.rsplit_once('-').unwrap().1.trim_end_matches(".plugin");
+            let fails = failing.contains(&(desired.device.as_str(), version));
+            let plugin = json!({"task": {"name": name, "version": version}, "sha256": wanted.target.sha256, "target": wanted.target.name});
+            let (state, failure) = if fails { ("failed", json!("a logit is off")) } else { ("active", Value::Null) };
+            let active = if fails { Value::Null } else { plugin };
+            let task = json!({"state": state, "active": active, "candidate": null, "previous": null, "progress": null,
+                "failure": failure, "shadow": null});
+            (name, task)
+        })
+        .collect();
+    json!({"schema": "scanside.reported/1", "site": desired.site, "device": desired.device, "build": "scanside 0.1.0",
+        "at": "2026-11-26T18:44:04Z", "revision": desired.revision, "refused": null, "metadata": null, "tasks": tasks})
+    .to_string()
+}
+
+/// What the broker keeps as desired of devices of `north`: the lesion plugin's name, by device.
+fn told(desk: &Desk, port: u16) -> BTreeMap<String, String> {
+    retained(port, "scanside/v1/north/+/desired")
+        .into_values()
+        .map(|message| {
+            let desired = verified(desk, &message.payload).unwrap();
+            let target =
+                desired.tasks.get("lesion").map_or_else(String::new, |wanted| wanted.target.name.clone());
+            (desired.device.to_string(), target)
+        })
+        .collect()
+}
+
+/// The commands of the page's first part, as they stand there, against devices that do as they are told.
+#[test]
+fn the_page_takes_an_operator_from_no_keys_to_a_rollout_and_back() {
+    let page = fs::read_to_string("../docs/fleet.md").unwrap();
+    let part = page.split("\n## ").find(|part| part.starts_with("From no keys")).unwrap();
+    let (desk, broker) = (Desk(tempfile::tempdir().unwrap()), Mosquitto::start().unwrap());
+    for version in ["1.0.0", "1.1.0"] {
+        let fixture = plugin(version);
+        fs::copy(&fixture.plugin, desk.path(&format!("lesion-{version}.plugin"))).unwrap();
+        fs::copy(&fixture.graph, desk.path(&format!("lesion-{version}.onnx"))).unwrap();
+    }
+    let _devices = Devices::start(broker.port, &[]);
+    let mut blocks = part.split("```");
+    let mut commands = 0;
+    while let (Some(_), Some(block)) = (blocks.next(), blocks.next()) {
+        if let Some(fleet) = block.strip_prefix("toml\n").filter(|toml| toml.contains("[sites]")) {
+            fs::write(desk.path("repository/fleet.toml"), fleet).unwrap();
+        }
+        for line in block.strip_prefix("sh\n").unwrap_or_default().lines() {
+            let line = line.replace("mqtt://127.0.0.1:1883", &broker.url());
+            let words: Vec<&str> = line.split_whitespace().collect();
+            assert_eq!(words[0], "scanside-fleet", "{line}");
+            let outcome = desk.run(&words[1..]);
+            assert_eq!(outcome.code, Some(0), "{line}: {outcome:?}");
+            commands += 1;
+            let both = |name: &str| ["ct-1", "ct-2"].map(|d| (d.to_owned(), name.to_owned())).into();
+            match &words[1..3] {
+                ["rollout", "start"] => {
+                    assert_eq!(told(&desk, broker.port), both("north/lesion-1.1.0.plugin"))
+                }
+                ["rollout", "status"] => assert!(
+                    outcome.stdout.contains("done") && outcome.stdout.contains("2 healthy"),
+                    "{outcome:?}"
+                ),
+                ["rollout", "abort"] => {
+                    assert_eq!(told(&desk, broker.port), both("north/lesion-1.0.0.plugin"))
+                }
+                ["status", _] => assert!(
+                    outcome.stdout.contains("2 devices") && outcome.stdout.contains("active"),
+                    "{outcome:?}"
+                ),
+                ["audit", _] => assert!(outcome.stdout.contains("north/lesion-1.0.0.plugin"), "{outcome:?}"),
+                _ => {}
+            }
+        }
+    }
+    assert!(commands >= 12, "{commands} commands");
+}
+
+#[test]
+fn a_rollout_stops_at_its_threshold_and_survives_its_operator() {
+    let (desk, broker) = (Desk::new(), Mosquitto::start().unwrap());
+    for version in ["1.0.0", "1.1.0"] {
+        let fixture = plugin(version);
+        desk.run(&["publish", "--plugin", text(&fixture.plugin), "--site", "north"]).success();
+    }
+    let devices: Vec<String> = (0..8).map(|n| format!("d{n}")).collect();
+    let listed = devices.iter().map(|d| format!("{d:?}")).collect::<Vec<_>>().join(", ");
+    fs::write(desk.path("repository/fleet.toml"), format!("[sites]\nnorth = [{listed}]\n")).unwrap();
+    let _devices = Devices::start(broker.port, &[("d2", "1.1.0"), ("d3", "1.1.0")]);
+    let url = broker.url();
+    let start = |name: &str, version: &str, more: &[&str]| {
+        let task = format!("lesion={version}");
+        let common = ["rollout", "start", name, "--broker", &url, "--task", &task, "--all", "--settle", "1s"];
+        desk.run(&[&common[..], more].concat())
+    };
+    start("first", "1.0.0", &["--waves", "100%"]).success();
+    assert_eq!(told(&desk, broker.port).len(), 8);
+    start("first", "1.0.0", &[]).refused("there is a rollout \"first\" already");
+    start("x", "9.9.9", &[]).refused("is not published");
+
+    // The operator's laptop falls over after the first wave; another goes on, and it stops at the threshold.
+    start("second", "1.1.0", &["--waves", "25%,50%,100%", "--max-failures", "20%", "--once"]).success();
+    let count = |name: &str| told(&desk, broker.port).values().filter(|target| *target == name).count();
+    assert_eq!(count("north/lesion-1.1.0.plugin"), 2);
+    let resumed = desk.run(&["rollout", "resume", "second", "--broker", &url]);
+    assert_eq!(resumed.code, Some(1), "{resumed:?}");
+    for part in ["2 of 4 devices told have failed", "north/d2: a logit is off", "rollout abort second"] {
+        assert!(resumed.stderr.contains(part), "no {part:?} in {resumed:?}");
+    }
+    assert_eq!(count("north/lesion-1.1.0.plugin"), 4);
+    let status = desk.run(&["rollout", "status"]);
+    assert!(status.stdout.contains("second: lesion 1.1.0, stopped"), "{status:?}");
+
+    // Somebody edits the state by hand.
+    let file = desk.path("repository/rollouts/second.json");
+    let sound = fs::read_to_string(&file).unwrap();
+    fs::write(&file, sound.replace("\"max_failures\":200", "\"max_failures\":900")).unwrap();
+    desk.run(&["rollout", "resume", "second", "--broker", &url]).refused("0 of 1 keys of the site north");
+    fs::write(&file, sound).unwrap();
+
+    // Meanwhile another operator gives d0 another list, which abort leaves alone.
+    desk.run(&["desire", "--broker", &url, "--site", "north", "--device", "d0", "--nothing", "--take-down"])
+        .success();
+    desk.run(&["rollout", "abort", "second", "--broker", &url]).success();
+    assert_eq!((count("north/lesion-1.0.0.plugin"), count("")), (7, 1));
+    desk.run(&["rollout", "pause", "second"]).refused("is aborted");
+
+    let audit = desk.run(&["audit", "--broker", &url]);
+    audit.success();
+    assert!(audit.stdout.contains("north/d7"), "{audit:?}");
+    let json = desk.run(&["audit", "--broker", &url, "--json"]);
+    let json: Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(json["devices"].as_array().unwrap().len(), 7);
+    let status = desk.run(&["status", "--broker", &url, "--once", "--json"]);
+    assert_eq!(status.stdout.lines().count(), 8);
+}
+
+#[test]
+fn a_broker_behind_tls_and_a_password_is_reached_by_those_whom_it_knows() {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    let desk = Desk::new();
+    let one = plugin("1.0.0");
+    desk.run(&["publish", "--plugin", text(&one.plugin), "--site", "north"]).success();
+    let authority = |name: &str| {
+        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        fs::write(desk.path(&format!("{name}.crt")), issuer.pem()).unwrap();
+        issuer
+    };
+    let (issuer, _) = (authority("ca"), authority("stranger"));
+    for (name, host) in [("broker", "127.0.0.1"), ("desk", "desk")] {
+        let key = KeyPair::generate().unwrap();
+        let certificate =
+            CertificateParams::new(vec![host.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+        fs::write(desk.path(&format!("{name}.crt")), certificate.pem()).unwrap();
+        fs::write(desk.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+    let secure = tests::mosquitto::free_port().unwrap();
+    let at = |name: &str| desk.path(name).display().to_string();
+    let configuration = format!(
+        "allow_anonymous true\nlistener {secure} 127.0.0.1\ncafile {}\ncertfile {}\nkeyfile {}\nrequire_certificate true",
+        at("ca.crt"),
+        at("broker.crt"),
+        at("broker.key")
+    );
+    let broker = Mosquitto::on(tests::mosquitto::free_port().unwrap(), &configuration).unwrap();
+    let url = format!("mqtts://127.0.0.1:{secure}");
+    let mirror = |more: &[&str]| desk.run(&[&["mirror", "--to", &url, "--site", "north"], more].concat());
+    let known = ["--ca", "ca.crt", "--client-cert", "desk.crt", "--client-key", "desk.key"];
+    mirror(&known).success();
+    assert!(retained(broker.port, "scanside/v1/north/repository/#").len() > 6);
+    mirror(&[]).refused("--ca");
+    mirror(&["--ca", "desk.key"]).refused("certificates in PEM");
+    for stranger in [&["--ca", "ca.crt"][..], &["--ca", "stranger.crt"]] {
+        let outcome = mirror(stranger);
+        assert_eq!(outcome.code, Some(1), "{outcome:?}");
+        assert_eq!(outcome.stderr.lines().count(), 1, "{outcome:?}");
+    }
+    fs::write(desk.path("password"), "secret\n").unwrap();
+    let login = ["--user", "me", "--password-file", "password"];
+    fs::set_permissions(desk.path("password"), std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    mirror(&[&known[..], &login].concat()).refused("chmod");
+    fs::set_permissions(desk.path("password"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    mirror(&[&known[..], &login].concat()).success();
+}

@@ -1,8 +1,11 @@
 //! The command line.
 
+mod audit;
 mod desire;
 mod key;
 mod publish;
+mod rollout;
+mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -54,6 +57,13 @@ enum Command {
     Mirror(publish::Mirror),
     /// Tell one device all that it shall run
     Desire(desire::Desire),
+    /// Bring a version of a task to many devices, wave by wave
+    #[command(subcommand)]
+    Rollout(rollout::Command),
+    /// What the devices run and what is under way
+    Status(status::Status),
+    /// Who signed what until when, and which device runs what
+    Audit(audit::Audit),
 }
 
 /// Reads the command line, does what it asks and says how it ended.
@@ -67,6 +77,9 @@ pub fn run() -> ExitCode {
         Command::Refresh(refresh) => refresh.run(&common),
         Command::Mirror(mirror) => mirror.run(&common),
         Command::Desire(desire) => desire.run(&common),
+        Command::Rollout(rollout) => rollout.run(&common),
+        Command::Status(status) => status.run(&common),
+        Command::Audit(audit) => audit.run(&common),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
+use std::time::Instant;
 
 use firmware_config::{DESIRED_SCHEMA, Desired, Reported, TopicLevel, Utc, Wanted};
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::envelope::{open, peek, seal, to_bytes};
 use crate::error::{Result, input, machine};
 use crate::keys::Keyring;
-use crate::mqtt::{Connection, Message};
+use crate::mqtt::{Connection, Message, SILENCE};
 use crate::repository::Repository;
 
 /// Revisions above this are nobody's counting: they would not come through every JSON reader unharmed.
@@ -109,14 +110,8 @@ pub fn look(
     repository: &Repository,
     devices: &BTreeSet<DeviceName>,
 ) -> Result<BTreeMap<DeviceName, Seen>> {
-    // One device is asked about alone; of a site with several all are.
-    let filters: BTreeSet<String> = if devices.len() == 1 {
-        devices.iter().flat_map(|device| [device.topic("desired"), device.topic("reported")]).collect()
-    } else {
-        let of = |site: &TopicLevel, what: &str| format!("scanside/v1/{site}/+/{what}");
-        devices.iter().flat_map(|d| [of(&d.site, "desired"), of(&d.site, "reported")]).collect()
-    };
-    let retained = connection.retained(&filters.into_iter().collect::<Vec<_>>())?;
+    let topics = devices.iter().flat_map(|device| [device.topic("desired"), device.topic("reported")]);
+    let retained = connection.kept(&topics.collect::<Vec<_>>())?;
     Ok(devices.iter().map(|device| (device.clone(), seen(device, &retained, repository))).collect())
 }
 
@@ -170,20 +165,20 @@ pub fn state(device: &DeviceName, revision: u64, expires: Utc, tasks: BTreeMap<S
 /// Publishes desired states and reads back what is retained then; names the devices for which another operator's came between.
 pub fn publish(connection: &mut Connection, messages: &[Message]) -> Result<Vec<String>> {
     connection.publish(messages.iter().cloned(), |_| ())?;
+    // Another operator, who looked before this was there, publishes within the moment between a look and its answer.
+    connection.listen(Instant::now() + SILENCE)?;
     let topics: Vec<String> = messages.iter().map(|message| message.topic.clone()).collect();
+    let kept = connection.kept(&topics)?;
     let mut overtaken = Vec::new();
-    for topics in topics.chunks(50) {
-        let retained = connection.retained(topics)?;
-        for message in messages.iter().filter(|message| topics.contains(&message.topic)) {
-            match retained.get(&message.topic) {
-                Some(payload) if *payload == message.payload => {}
-                Some(_) => overtaken.push(message.topic.clone()),
-                None => {
-                    return Err(machine(format!(
-                        "the broker took the message for {} and does not keep it: allow it to retain messages",
-                        message.topic
-                    )));
-                }
+    for message in messages {
+        match kept.get(&message.topic) {
+            Some(payload) if *payload == message.payload => {}
+            Some(_) => overtaken.push(message.topic.clone()),
+            None => {
+                return Err(machine(format!(
+                    "the broker took the message for {} and does not keep it: allow it to retain messages",
+                    message.topic
+                )));
             }
         }
     }

@@ -6,11 +6,14 @@ mod desired;
 mod envelope;
 mod error;
 mod files;
+mod fleet;
 mod keys;
 mod mirror;
 mod mqtt;
 mod plugin;
 mod repository;
+mod rollout;
+mod table;
 
 fn main() -> std::process::ExitCode {
     cli::run()

@@ -24,10 +24,13 @@ use stream::Stream;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// After this long without a message, all that was retained has come. Brokers of a cluster answer a ping before they have sent it all.
-const SILENCE: Duration = Duration::from_millis(500);
+pub const SILENCE: Duration = Duration::from_millis(500);
 
 /// Largest packet taken from a broker; blocks of the repository are far smaller.
 const MAX_INCOMING: u32 = 1 << 20;
+
+/// Topics asked for at a time.
+const AT_ONCE: usize = 200;
 
 /// Unacknowledged messages at a time, unless the broker wants fewer.
 const IN_FLIGHT: usize = 64;
@@ -163,15 +166,41 @@ impl Connection {
     }
 
     /// Everything that is retained under these filters, and what came meanwhile: the last message of each topic that is not empty.
+    ///
+    /// Brokers hold back some thousand messages for a client and drop the rest: where topics are known, [`Self::kept`] asks for them.
     pub fn retained(&mut self, filters: &[String]) -> Result<BTreeMap<String, Vec<u8>>> {
         self.subscribe(filters)?;
+        self.collect(|_| false)
+    }
+
+    /// What is retained under these topics, however many they are; topics without a message take a moment longer.
+    pub fn kept(&mut self, topics: &[String]) -> Result<BTreeMap<String, Vec<u8>>> {
+        let mut all = BTreeMap::new();
+        for topics in topics.chunks(AT_ONCE) {
+            self.subscribe(topics)?;
+            all.extend(self.collect(|all| topics.iter().all(|topic| all.contains_key(topic)))?);
+        }
+        Ok(all)
+    }
+
+    /// Takes messages until all have come, or none comes any more.
+    fn collect(
+        &mut self,
+        done: impl Fn(&BTreeMap<String, Vec<u8>>) -> bool,
+    ) -> Result<BTreeMap<String, Vec<u8>>> {
         let mut all = BTreeMap::new();
         let mut quiet = Instant::now() + SILENCE;
-        let mut take = |(topic, payload): (String, Vec<u8>)| {
-            if payload.is_empty() { drop(all.remove(&topic)) } else { drop(all.insert(topic, payload)) }
-        };
         loop {
-            self.early.drain(..).for_each(&mut take);
+            for (topic, payload) in self.early.drain(..) {
+                if payload.is_empty() {
+                    all.remove(&topic);
+                } else {
+                    all.insert(topic, payload);
+                }
+            }
+            if done(&all) {
+                return Ok(all);
+            }
             match self.receive(quiet)? {
                 Some(_) => quiet = Instant::now() + SILENCE,
                 None => return Ok(all),
@@ -179,10 +208,10 @@ impl Connection {
         }
     }
 
-    /// Subscribes; what is retained comes (again).
+    /// Subscribes; what is retained comes (again). With QoS 0, of which brokers hold back less than of what must be acknowledged.
     pub fn subscribe(&mut self, filters: &[String]) -> Result<()> {
         let id = self.next_id();
-        let all = filters.iter().map(|filter| Filter::new(filter, QoS::AtLeastOnce));
+        let all = filters.iter().map(|filter| Filter::new(filter, QoS::AtMostOnce));
         let subscribe = Subscribe { pkid: id, filters: all.collect(), properties: None };
         self.send(&Packet::Subscribe(subscribe))?;
         let until = Instant::now() + PATIENCE;
@@ -207,7 +236,6 @@ impl Connection {
     }
 
     /// Messages that come until then.
-    #[allow(dead_code)]
     pub fn listen(&mut self, until: Instant) -> Result<Vec<(String, Vec<u8>)>> {
         while self.receive(until)?.is_some() {}
         Ok(std::mem::take(&mut self.early))

@@ -38,13 +38,13 @@ impl PluginFile {
             return Err(wrong(format!("{} bytes long", bytes.len())));
         }
         let members = members(&bytes).map_err(|detail| wrong(format!("no sound plugin ({detail})")))?;
-        let sums: String = members
+        let sums: Vec<String> = members
             .iter()
             .zip(MEMBERS)
             .take(4)
             .map(|(member, name)| format!("{}  {name}\n", sha256(member)))
             .collect();
-        if sums.as_bytes() != members[4] {
+        if sums.concat().as_bytes() != members[4] {
             return Err(wrong("damaged: its members do not match its SHA256SUMS".into()));
         }
         let manifest: Manifest = serde_json::from_slice(&members[0])

@@ -77,7 +77,7 @@ impl Stream {
     /// Reads something within `wait`; false at the end.
     pub fn read(&mut self, into: &mut BytesMut, wait: Duration) -> io::Result<bool> {
         self.tcp().set_read_timeout(Some(wait.max(Duration::from_millis(1))))?;
-        let mut buffer = [0; 64 << 10];
+        let mut buffer = [0; 16 << 10];
         let count = match self {
             Self::Plain(tcp) => tcp.read(&mut buffer)?,
             Self::Tls(tls) => tls.read(&mut buffer)?,

@@ -129,7 +129,9 @@ fn keys_are_rotated_and_the_old_ones_count_no_more() {
         let fresh: Vec<KeyPair> = old.iter().map(|_| KeyPair::generate().unwrap()).collect();
         let public: Vec<_> = fresh.iter().map(|key| key.public().clone()).collect();
         let threshold = desk.open().unwrap().role_keys(role).1;
-        fresh.into_iter().for_each(|key| desk.keys.insert(key, "k".into()));
+        for key in fresh {
+            desk.keys.insert(key, "k".into());
+        }
         desk.open().unwrap().set_role_keys(role, &public, threshold, &now(&desk.keys)).unwrap();
         let repository = desk.open().unwrap();
         assert!(repository.role_keys(role).0.iter().all(|id| !old.contains(id)));
