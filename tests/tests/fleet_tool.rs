@@ -328,7 +328,7 @@ fn the_mirror_holds_what_a_device_needs_and_nothing_else() {
     let index = check(&first);
     assert_eq!(index["targets"].as_object().unwrap().len(), 3);
     assert!(["1.root.json", "timestamp.json"].iter().all(|name| index["metadata"].get(name).is_some()));
-    assert!(fs::metadata(&one.plugin).unwrap().len() > 65536, "the fixture has several blocks");
+    assert!(fs::metadata(&one.backbone).unwrap().len() > 65536, "the backbone has several blocks");
 
     // The same again publishes the index alone.
     assert!(mirror(&["--backbones"]).contains("1 messages published"));
@@ -474,7 +474,7 @@ fn the_page_takes_an_operator_from_no_keys_to_a_rollout_and_back() {
             assert_eq!(outcome.code, Some(0), "{line}: {outcome:?}");
             commands += 1;
             let both = |name: &str| ["ct-1", "ct-2"].map(|d| (d.to_owned(), name.to_owned())).into();
-            match &words[1..3] {
+            match &[words[1], words.get(2).copied().unwrap_or_default()] {
                 ["rollout", "start"] => {
                     assert_eq!(told(&desk, broker.port), both("north/lesion-1.1.0.plugin"))
                 }
@@ -565,6 +565,7 @@ fn a_broker_behind_tls_and_a_password_is_reached_by_those_whom_it_knows() {
     let authority = |name: &str| {
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         fs::write(desk.path(&format!("{name}.crt")), issuer.pem()).unwrap();
         issuer
@@ -572,8 +573,9 @@ fn a_broker_behind_tls_and_a_password_is_reached_by_those_whom_it_knows() {
     let (issuer, _) = (authority("ca"), authority("stranger"));
     for (name, host) in [("broker", "127.0.0.1"), ("desk", "desk")] {
         let key = KeyPair::generate().unwrap();
-        let certificate =
-            CertificateParams::new(vec![host.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+        let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        let certificate = params.signed_by(&key, &issuer).unwrap();
         fs::write(desk.path(&format!("{name}.crt")), certificate.pem()).unwrap();
         fs::write(desk.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
     }

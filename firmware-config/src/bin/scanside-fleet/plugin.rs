@@ -15,6 +15,9 @@ use crate::repository::sha256;
 const MEMBERS: [&str; 5] =
     ["manifest.json", "content.safetensors", "golden.safetensors", "card.md", "SHA256SUMS"];
 
+/// What tar itself says quotes the bytes that it did not expect.
+const NO_TAR: &str = "it is no tar, or it is cut short";
+
 /// Larger than any plugin.
 const MOST_BYTES: usize = 256 << 20;
 
@@ -61,8 +64,8 @@ impl PluginFile {
 fn members(bytes: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
     let mut members = Vec::new();
     let mut archive = tar::Archive::new(bytes);
-    for entry in archive.entries().map_err(|e| e.to_string())? {
-        let mut entry = entry.map_err(|e| e.to_string())?;
+    for entry in archive.entries().map_err(|_| NO_TAR)? {
+        let mut entry = entry.map_err(|_| NO_TAR)?;
         let expected = MEMBERS.get(members.len()).ok_or("it has more than five members")?;
         if *entry.path_bytes() != *expected.as_bytes() {
             return Err(format!(
@@ -71,7 +74,7 @@ fn members(bytes: &[u8]) -> std::result::Result<Vec<Vec<u8>>, String> {
             ));
         }
         let mut content = Vec::new();
-        entry.read_to_end(&mut content).map_err(|e| e.to_string())?;
+        entry.read_to_end(&mut content).map_err(|_| NO_TAR)?;
         members.push(content);
     }
     if members.len() == MEMBERS.len() { Ok(members) } else { Err(format!("{} of 5 members", members.len())) }

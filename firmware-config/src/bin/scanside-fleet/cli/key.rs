@@ -87,6 +87,7 @@ impl Init {
                 trusted.display()
             )));
         }
+        Repository::check_new(&common.repository)?;
         let roots = (0..self.root_keys).map(|_| KeyPair::generate()).collect::<Result<Vec<_>>>()?;
         let others = [KeyPair::generate()?, KeyPair::generate()?, KeyPair::generate()?];
         let mut paths = Vec::new();

@@ -66,6 +66,17 @@ impl Renewal<'_> {
 }
 
 impl Repository {
+    /// Checks that a folder has room for a new repository: nothing is in it.
+    pub fn check_new(folder: &std::path::Path) -> Result<()> {
+        if !is_empty(folder)? {
+            return Err(input(format!(
+                "{} is not empty, expected a new folder for the repository",
+                folder.display()
+            )));
+        }
+        Ok(())
+    }
+
     /// Makes a repository in an empty folder; returns its first root, to be carried to the devices.
     pub fn create(
         folder: &std::path::Path,
@@ -74,12 +85,7 @@ impl Repository {
         others: [&KeyPair; 3],
         renewal: &Renewal<'_>,
     ) -> Result<Vec<u8>> {
-        if !is_empty(folder)? {
-            return Err(input(format!(
-                "{} is not empty, expected a new folder for the repository",
-                folder.display()
-            )));
-        }
+        Self::check_new(folder)?;
         let all: Vec<&KeyPair> = root_keys.iter().collect();
         let [targets_key, snapshot_key, timestamp_key] = others;
         let roles = [
