@@ -67,7 +67,7 @@ impl Desk {
         let repository = self.load();
         let checked = repository.all_targets().map(|(name, target)| {
             let name = name.resolved().to_owned();
-            let sha = target.hashes.sha256.iter().map(|b| format!("{b:02x}")).collect::<String>();
+            let sha = target.hashes.sha256.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().concat();
             let (folder, file) = name.rsplit_once('/').unwrap();
             let bytes = fs::read(self.path(&format!("repository/targets/{folder}/{sha}.{file}"))).unwrap();
             assert_eq!((bytes.len() as u64, sha256(&bytes)), (target.length, sha.clone()));
@@ -476,14 +476,14 @@ fn the_page_takes_an_operator_from_no_keys_to_a_rollout_and_back() {
             let both = |name: &str| ["ct-1", "ct-2"].map(|d| (d.to_owned(), name.to_owned())).into();
             match &[words[1], words.get(2).copied().unwrap_or_default()] {
                 ["rollout", "start"] => {
-                    assert_eq!(told(&desk, broker.port), both("north/lesion-1.1.0.plugin"))
+                    assert_eq!(told(&desk, broker.port), both("north/lesion-1.1.0.plugin"));
                 }
                 ["rollout", "status"] => assert!(
                     outcome.stdout.contains("done") && outcome.stdout.contains("2 healthy"),
                     "{outcome:?}"
                 ),
                 ["rollout", "abort"] => {
-                    assert_eq!(told(&desk, broker.port), both("north/lesion-1.0.0.plugin"))
+                    assert_eq!(told(&desk, broker.port), both("north/lesion-1.0.0.plugin"));
                 }
                 ["status", _] => assert!(
                     outcome.stdout.contains("2 devices") && outcome.stdout.contains("active"),
