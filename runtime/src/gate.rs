@@ -119,6 +119,14 @@ pub enum GateError {
         /// Bytes that are allowed.
         allowed: u64,
     },
+    /// The program does not know what it met.
+    #[error(
+        "the golden cases of task {task} brought the program into a state that it does not know; report it with its log"
+    )]
+    Panicked {
+        /// The task's name.
+        task: String,
+    },
     /// Something else had to be done.
     #[error("the check of task {task} was stopped because the machine had other work; run it again")]
     Interrupted {
@@ -130,7 +138,7 @@ pub enum GateError {
 impl GateError {
     /// Whether the plugin is at fault, not the machine.
     pub fn is_bad_input(&self) -> bool {
-        !matches!(self, Self::Interrupted { .. })
+        !matches!(self, Self::Panicked { .. } | Self::Interrupted { .. })
     }
 }
 

@@ -11,6 +11,7 @@
 //! next one; [`Service`] starts and ends them in order.
 
 mod assembler;
+mod checks;
 pub mod clock;
 mod core;
 pub mod early;
@@ -22,6 +23,7 @@ pub mod machine;
 pub mod notify;
 mod preliminary;
 mod series;
+mod shadow;
 mod studies;
 pub mod tasks;
 pub mod updates;
@@ -31,19 +33,21 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use firmware_config::device::{self, Changes, Device, Listen, Timeout};
 
 use self::assembler::Call;
+use self::checks::Checks;
 use self::clock::{Clock, Steadiness};
 use self::core::{Core, Queue, locked};
 use self::early::{Early, Encoders};
 pub use self::health::Health;
 pub use self::http::{Inference, Snapshot};
 use self::intake::Intake;
+use self::shadow::Shadows;
 use self::tasks::Tasks;
 use self::updates::Following;
 use crate::Error;
@@ -111,6 +115,7 @@ pub struct Service {
     assembler: Option<JoinHandle<()>>,
     worker: Option<JoinHandle<()>>,
     caretaker: Option<JoinHandle<()>>,
+    shadow: Option<JoinHandle<()>>,
     following: Option<Following>,
     session: Handle,
     broker: Option<JoinHandle<()>>,
@@ -159,6 +164,8 @@ impl Service {
             associations: OnceLock::new(),
             fallen: OnceLock::new(),
             queue: Queue::default(),
+            shadows: Shadows::default(),
+            gate: RwLock::new(device.gate.clone()),
             quarters: Mutex::default(),
         });
         let (session, handle) = make_session(&device, &core)?;
@@ -181,6 +188,7 @@ impl Service {
             assembler: None,
             worker: None,
             caretaker: None,
+            shadow: None,
             following: None,
             session: handle,
             broker: None,
@@ -192,6 +200,7 @@ impl Service {
         this.assembler =
             Some(spawn(&core, "assembler", move |core| assembler::run(core, assembly, &called))?);
         this.worker = Some(spawn(&core, "jobs", |core| jobs::run(core))?);
+        this.shadow = Some(spawn(&core, "shadow", |core| shadow::run(core))?);
         this.caretaker = Some(spawn(&core, "caretaker", {
             let (stopping, retention) = (this.stopping.clone(), this.retention.clone());
             let announce = this.session.clone();
@@ -257,6 +266,7 @@ impl Service {
         }
         self.core.store.set_limits(limits(&new.store));
         self.core.tasks.set_rules(&new.tasks);
+        self.core.gate.write().unwrap_or_else(PoisonError::into_inner).clone_from(&new.gate);
         self.core.preliminary.store(new.infer.preliminary, Ordering::Relaxed);
         self.session.set_health((&new.mqtt).into());
         *locked(&self.retention) = new.store.retention;
@@ -283,11 +293,13 @@ impl Service {
         let _ = self.calls.send(Call::Stop);
         join(self.assembler.take());
         self.stopping.stop();
+        self.core.queue.stop();
+        self.core.shadows.wake();
         join(self.caretaker.take());
+        join(self.shadow.take());
         if let Some(following) = self.following.take() {
             following.stop();
         }
-        self.core.queue.stop();
         self.core.early.stop();
         let finished = self.worker.take().is_none_or(|worker| {
             while !worker.is_finished() && Instant::now() < until {
@@ -324,6 +336,7 @@ impl Drop for Service {
         let _ = self.calls.send(Call::Stop);
         self.stopping.stop();
         self.core.queue.stop();
+        self.core.shadows.wake();
         self.core.early.stop();
         self.session.shut_down();
     }
@@ -349,15 +362,22 @@ fn join(thread: Option<JoinHandle<()>>) {
     let _ = thread.map(JoinHandle::join);
 }
 
-/// Looks for new plugins, and deletes what is old.
+/// Looks for new plugins, has those that run checked, and deletes what is old.
 fn take_care(core: &Core, stopping: &Queue, retention: &Mutex<Duration>, session: &Handle) {
     let mut steady = Steadiness::default();
+    let mut checks = Checks::default();
     let mut swept: Option<Instant> = None;
     while !stopping.is_stopping() {
         match core.tasks.refresh() {
             Ok(true) => session.announce(),
             Ok(false) => {}
             Err(error) => tracing::error!(%error, "the plugins cannot be listed"),
+        }
+        for (task, _) in core.tasks.unfit() {
+            core.early.drop_task(&task);
+        }
+        if checks.look(core) {
+            continue;
         }
         let keep = *locked(retention);
         if swept.is_none_or(|at| at.elapsed() >= SWEEP_EVERY.min(keep / 10)) {

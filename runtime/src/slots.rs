@@ -553,7 +553,7 @@ fn io(path: &Path) -> impl FnOnce(io::Error) -> SlotError {
 }
 
 /// Whether a plugin that met this error is at fault itself, and not the disk, the backbone at hand or the moment.
-fn condemns(error: &Error) -> bool {
+pub fn condemns(error: &Error) -> bool {
     match error {
         Error::Plugin(error) => !matches!(error, PluginError::Io { .. }),
         Error::Engine(error) => !matches!(error, EngineError::Io { .. } | EngineError::Stopped),

@@ -425,7 +425,7 @@ pub fn next_result(subscriber: &Subscriber) -> Result<(Received, TaskResult)> {
     loop {
         let message = subscriber.next(PATIENCE)?;
         let level = message.topic.split('/').nth(4).unwrap_or_default();
-        if ["result", "refused", "preliminary"].contains(&level) {
+        if ["result", "refused", "preliminary", "shadow"].contains(&level) {
             let result = serde_json::from_slice(&message.payload).with_context(|| message.topic.clone())?;
             return Ok((message, result));
         }

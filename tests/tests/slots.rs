@@ -9,14 +9,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use firmware_config::TargetRef;
-use runtime::backbone::Backbone;
 use runtime::disk::RealDisk;
 use runtime::gate::{GateLimits, Identity, Machine, Memory, ThisMachine};
-use runtime::plugin::{Plugin, build_graph, content_sha256};
+use runtime::infer::{Context, LoadedTask};
+use runtime::plugin::{Plugin, content_sha256};
+use runtime::result::Trust;
 use runtime::slots::{Placed, Slots, State};
 use runtime::tensor::sha256;
-use tests::fixture::{Fixture, random_backbone};
-use tests::golden::plugin;
+use tests::fixture::{Fixture, random_backbone, scan};
+use tests::golden::{plugin, rebuild};
 use tests::mosquitto::Mosquitto;
 use tests::programs::{Outcome, program, run};
 use tests::service::EdgeBox;
@@ -39,19 +40,9 @@ fn version(placed: Option<&Placed>) -> Option<&str> {
     placed.map(|placed| placed.task.version.as_str())
 }
 
-/// The fixture's plugin as another version of its task, whose graph is built anew, with the golden case of the first.
-fn next(fixture: &Fixture, version: &str) -> PathBuf {
-    plugin(fixture, &format!("lesion-{version}.plugin"), |plugin| {
-        plugin.manifest.task.version = version.into();
-        rebuild(fixture, plugin);
-    })
-}
-
-/// Brings digests up to date after a plugin was changed.
-fn rebuild(fixture: &Fixture, plugin: &mut Plugin) {
-    plugin.manifest.content_sha256 = content_sha256(&plugin.content, &plugin.manifest);
-    let backbone = Backbone::open(&fixture.backbone).unwrap();
-    plugin.manifest.graph_sha256 = sha256(&build_graph(backbone, &plugin.manifest, &plugin.content).unwrap());
+/// The fixture's plugin as another version of its task.
+fn next(fixture: &Fixture, number: &str) -> PathBuf {
+    tests::golden::version(fixture, number, |_| ())
 }
 
 #[test]
@@ -389,5 +380,19 @@ fn a_signed_plugin_names_its_target_in_results() {
     let active = state(&slots).active.unwrap();
     assert_eq!(active.target, Some(target.clone()));
     let task = slots.load(&active, &fixture.backbone, 1).unwrap();
-    assert_eq!(task.target, Some(target));
+    let volume = scan("RAS");
+    let prepared = task.prepare(0, &volume).unwrap();
+    let context = Context::given("ct-2".into(), SystemTime::UNIX_EPOCH);
+    let signed = task.classify(&[Some(&prepared)], &context, &|| {}).unwrap().result;
+    assert_eq!(signed.trust, Trust::Signed);
+    let named = signed.provenance.target.clone().unwrap();
+    assert_eq!((named.name, named.sha256), (target.name, target.sha256));
+    assert_eq!(signed.provenance.compute_digest(), signed.provenance.digest);
+
+    // Of an unsigned plugin nothing is said, and nothing is another byte than it was.
+    let task = LoadedTask::merge(&fixture.backbone, &fixture.plugin, 1).unwrap();
+    let unsigned = task.classify(&[Some(&prepared)], &context, &|| {}).unwrap().result;
+    assert_eq!(unsigned.trust, Trust::Unsigned);
+    assert!(!unsigned.to_json().contains("target") && unsigned.provenance.digest != signed.provenance.digest);
+    assert_eq!(unsigned.labels, signed.labels);
 }

@@ -2,20 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use firmware_config::TopicLevel;
+use firmware_config::device;
 
 use super::clock::Clock;
 use super::early::Early;
 use super::http::Inference;
+use super::shadow::Shadows;
 use super::tasks::Tasks;
 use crate::infer::Context;
 use crate::publish::Message;
 use crate::publish::session::Handle;
 use crate::result::{Completion, DeviceKey, Kind, TaskResult, UidForm};
 use crate::store::{JobId, Store};
+
+/// What can wait looks so often whether it may go on.
+const STAND_BACK: Duration = Duration::from_millis(5);
 
 /// What the parts of the service share.
 pub(super) struct Core {
@@ -37,6 +43,10 @@ pub(super) struct Core {
     /// The part that panicked.
     pub fallen: OnceLock<&'static str>,
     pub queue: Queue,
+    /// What candidates are to be shown.
+    pub shadows: Shadows,
+    /// What plugins must do before they go live, and again from time to time.
+    pub gate: RwLock<device::Gate>,
     /// The last quarter of which a preliminary result was published, by series and plugin.
     pub quarters: Mutex<BTreeMap<(String, String), u32>>,
 }
@@ -66,6 +76,32 @@ impl Core {
         let mut context = Context::given(self.device.as_str().to_owned(), SystemTime::now());
         context.completion = completion;
         context
+    }
+
+    /// Whether a series is worked on, slices that have just come among it. Nothing else is done meanwhile that can wait.
+    pub fn is_working(&self) -> bool {
+        locked(&self.queue.in_hand).is_some() || self.early.is_busy()
+    }
+
+    /// Whether nothing is worked on and nothing is on its way.
+    pub fn is_quiet(&self) -> bool {
+        !self.is_working() && self.associations.get().is_none_or(|count| count() == 0)
+    }
+
+    /// Whether nothing is worked on, on its way, or waits.
+    pub fn is_idle(&self) -> bool {
+        let counts = self.store.counts(self.clock.wall());
+        self.is_quiet()
+            && counts
+                .is_ok_and(|counts| counts.open_series == 0 && counts.waiting == 0 && counts.running == 0)
+    }
+
+    /// For what can wait, before each slice: returns when no series is worked on; false where the service stops.
+    pub fn stand_back(&self) -> bool {
+        while self.is_working() && !self.queue.is_stopping() {
+            thread::sleep(STAND_BACK);
+        }
+        !self.queue.is_stopping()
     }
 
     /// Counts a result that is durable.

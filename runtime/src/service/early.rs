@@ -5,6 +5,9 @@
 //! that after the last slice of a series only that slice is left to encode. Slices are taken in the order in which they
 //! came, each by one thread.
 //!
+//! A series keeps the plugins that its first slices were encoded with until its job has ended, whatever goes live meanwhile: what
+//! is done is not done again, and all slices of a result are of one plugin.
+//!
 //! Nothing here is durable, and nothing here counts tries: the instances of a series that was open when the process ended
 //! are not touched before its job is, in case one of them was what ended it.
 
@@ -75,6 +78,8 @@ struct State {
     bytes: usize,
     clock: u64,
     stopping: bool,
+    /// Slices that threads have in hand.
+    in_hand: usize,
     /// Slices encoded, in all.
     encoded: u64,
 }
@@ -82,6 +87,8 @@ struct State {
 #[derive(Default)]
 struct Series {
     instances: BTreeMap<String, Known>,
+    /// The plugins that it began with, by the names of their tasks.
+    began_with: BTreeMap<String, Arc<LoadedTask>>,
     touched: u64,
     bytes: usize,
 }
@@ -124,6 +131,46 @@ impl Early {
             encoders.threads.push(thread.spawn(move || shared.work(&observer))?);
         }
         Ok(encoders)
+    }
+
+    /// Of `tasks`, which a series gets now, each in the version that the series began with.
+    pub fn begin(&self, series_uid: &str, tasks: Vec<Arc<LoadedTask>>) -> Vec<Arc<LoadedTask>> {
+        if tasks.is_empty() {
+            return tasks;
+        }
+        let mut state = self.0.state();
+        state.series(series_uid);
+        let Some(series) = state.series.get_mut(series_uid) else { return tasks };
+        let of = |task: Arc<LoadedTask>| {
+            let name = task.plugin.manifest.task.name.clone();
+            series.began_with.entry(name).or_insert(task).clone()
+        };
+        tasks.into_iter().map(of).collect()
+    }
+
+    /// The plugins that a series began with, by the names of their tasks.
+    pub fn began_with(&self, series_uid: &str) -> BTreeMap<String, Arc<LoadedTask>> {
+        self.0.state().series.get(series_uid).map(|series| series.began_with.clone()).unwrap_or_default()
+    }
+
+    /// A series' job has ended: what comes later is for the plugins of then.
+    pub fn end(&self, series_uid: &str) {
+        if let Some(series) = self.0.state().series.get_mut(series_uid) {
+            series.began_with.clear();
+        }
+    }
+
+    /// A task was taken down: no series ends with the plugin that it had.
+    pub fn drop_task(&self, task: &str) {
+        for series in self.0.state().series.values_mut() {
+            series.began_with.remove(task);
+        }
+    }
+
+    /// Whether a slice waits or is being encoded.
+    pub fn is_busy(&self) -> bool {
+        let state = self.0.state();
+        state.in_hand > 0 || !state.queue.is_empty()
     }
 
     /// An instance is stored; `tasks` are those that may take it slice by slice.
@@ -276,6 +323,7 @@ impl Shared {
                 return None;
             }
             if let Some(item) = state.queue.pop_front() {
+                state.in_hand += 1;
                 return Some(item);
             }
             state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -284,6 +332,7 @@ impl Shared {
 
     fn settle(&self, item: &Item, stage: Stage) {
         let mut state = self.state();
+        state.in_hand -= 1;
         let mut bytes = 0;
         if let Stage::Done(ready) = &stage {
             state.encoded += ready.by_plugin.len() as u64;

@@ -83,6 +83,7 @@ impl Receiver for Intake {
             let path = self.core.store.instance_path(&series_uid, &header.sop_uid);
             let early = !self.restored.contains(&series_uid);
             let tasks = if early { self.core.tasks.early(header) } else { Vec::new() };
+            let tasks = self.core.early.begin(&series_uid, tasks);
             self.core.early.arrived(header.clone(), path, tasks);
         }
         let at = self.core.clock.monotonic();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::core::{Core, locked};
 use super::series::{Refused, Series, headers, milliseconds, received};
-use super::studies;
+use super::{shadow, studies};
 use crate::Error;
 use crate::infer::{Context, LoadedTask};
 use crate::ingest::rules::{Decision, ObservedSeries};
@@ -127,6 +127,8 @@ fn finish(core: &Core, job: &Job, outcome: &Outcome) -> Result<(), StoreError> {
         core.count(result.kind);
     }
     core.wake_session();
+    core.early.end(&job.series_uid);
+    shadow::offer(core, job, results);
     locked(&core.quarters).retain(|(series, _), _| *series != job.series_uid);
     let count = |kind| results.iter().filter(|result| result.kind == kind).count();
     let (classified, refused) = (count(Kind::Final), count(Kind::Refused));
@@ -210,7 +212,8 @@ fn classify(core: &Core, job: &Job) -> Result<Outcome, Trouble> {
 
 /// What the tasks that the job is about say to the series.
 fn decisions(core: &Core, job: &Job, headers: &[Arc<Header>]) -> Vec<(Arc<LoadedTask>, Decision)> {
-    let decisions = observed(headers).map(|series| core.tasks.decide(&series));
+    let began_with = core.early.began_with(&job.series_uid);
+    let decisions = observed(headers).map(|series| core.tasks.decide(&series, &began_with));
     let mut decisions = decisions.unwrap_or_default();
     decisions.retain(|(task, _)| is_about(job, task));
     decisions
@@ -236,7 +239,7 @@ fn refusals_of_unfit(core: &Core, job: &Job, headers: &[Arc<Header>]) -> Result<
     Ok(results)
 }
 
-fn observed(headers: &[Arc<Header>]) -> Option<ObservedSeries> {
+pub(super) fn observed(headers: &[Arc<Header>]) -> Option<ObservedSeries> {
     let headers: Vec<Header> = headers.iter().map(|header| (**header).clone()).collect();
     ObservedSeries::from_headers(&headers)
 }

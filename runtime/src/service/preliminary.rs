@@ -25,7 +25,7 @@ pub(super) fn observe(core: &Core, series_uid: &str) {
     if !core.preliminary.load(Ordering::Relaxed) {
         return;
     }
-    for task in core.tasks.current() {
+    for task in core.tasks.of_series(&core.early.began_with(series_uid)) {
         if !task.plugin.manifest.is_streamable() {
             continue;
         }

@@ -114,7 +114,7 @@ pub(super) fn classify(
     let also = given.values().map(|series| series.series_uid.clone());
     let also = also.filter(|uid| *uid != job.series_uid).collect();
     let result = if study.decision.ready() || manifest.missing_views == MissingViews::Pool {
-        match volumes(core, task, &given, &context) {
+        match volumes(core, task, &given, &context, &|| true) {
             Ok(result) => result,
             Err(Refused::Trouble(trouble)) => return Err(trouble),
             Err(Refused::Series(reason)) => task.refusal(&of_study, reason, &context),
@@ -128,12 +128,33 @@ pub(super) fn classify(
     Ok(Answer { result: Some(result), also })
 }
 
+/// What a candidate says of the study of a job that the active plugin has answered; none where it does not take it. `go_on` as
+/// by [`LoadedTask::classify_while`].
+pub(super) fn beside(
+    core: &Core,
+    job: &Job,
+    task: &LoadedTask,
+    context: &Context,
+    go_on: &(dyn Fn() -> bool + Sync),
+) -> Result<Option<TaskResult>, Refused> {
+    let study = Study::of(core, job, task)?;
+    let manifest = &task.plugin.manifest;
+    let enough = study.decision.ready() || manifest.missing_views == MissingViews::Pool;
+    if study.decision.view_of(&job.series_uid).is_none() || !enough {
+        return Ok(None);
+    }
+    let given: BTreeMap<&str, &StudySeries> =
+        manifest.views.keys().filter_map(|view| Some((view.as_str(), study.given(view)?))).collect();
+    volumes(core, task, &given, context, go_on).map(Some)
+}
+
 /// From the volumes of the views that are there.
 fn volumes(
     core: &Core,
     task: &LoadedTask,
     given: &BTreeMap<&str, &StudySeries>,
     context: &Context,
+    go_on: &(dyn Fn() -> bool + Sync),
 ) -> Result<TaskResult, Refused> {
     let start = Instant::now();
     let mut volumes: Vec<Option<Volume>> = Vec::new();
@@ -154,7 +175,7 @@ fn volumes(
     let prepare = start.elapsed();
     let start = Instant::now();
     let prepared: Vec<Option<&Prepared<'_>>> = prepared.iter().map(Option::as_ref).collect();
-    let mut result = task.classify(&prepared, context, &|| {})?.result;
+    let mut result = task.classify_while(&prepared, context, go_on)?.result;
     for (name, time) in [("read", read), ("prepare", prepare), ("encode", start.elapsed())] {
         result.timings_ms.insert(name.into(), milliseconds(time));
     }

@@ -17,12 +17,13 @@ use firmware_config::{Manifest, Rules, Task};
 
 use crate::Error;
 use crate::engine::EngineInfo;
+use crate::gate::{GateLimits, GateReport};
 use crate::infer::{Context, LoadedTask, PluginRef};
 use crate::ingest::rules::{
     Decision, ObservedSeries, StudyDecision, decide_for, decide_study_for, may_accept,
 };
 use crate::result::{Input, TaskResult};
-use crate::slots::{Down, Placed, Slot, Slots, State};
+use crate::slots::{Down, Placed, Slot, Slots, State, condemns};
 use crate::volume::Header;
 
 /// See the module's description.
@@ -31,6 +32,8 @@ pub struct Tasks {
     backbone: PathBuf,
     threads: usize,
     table: RwLock<BTreeMap<String, Entry>>,
+    /// The candidates that run beside them.
+    shadows: RwLock<BTreeMap<String, Candidate>>,
     rules: RwLock<BTreeMap<String, Rules>>,
     /// Held while plugins are loaded, which takes seconds, so that it is done once.
     loading: Mutex<()>,
@@ -40,6 +43,16 @@ pub struct Tasks {
 struct Entry {
     stamp: Stamp,
     state: Result<Arc<LoadedTask>, Arc<Unfit>>,
+}
+
+/// A candidate that runs beside the active plugin.
+#[derive(Clone)]
+pub struct Candidate {
+    placed: Placed,
+    /// See [`crate::slots::Comparison::of`].
+    pub near: f64,
+    /// None where it cannot be loaded at present.
+    pub task: Option<Arc<LoadedTask>>,
 }
 
 /// A task that cannot be run.
@@ -89,6 +102,7 @@ impl Tasks {
             backbone: backbone.to_owned(),
             threads,
             table: RwLock::default(),
+            shadows: RwLock::default(),
             rules: RwLock::default(),
             loading: Mutex::default(),
         };
@@ -111,20 +125,89 @@ impl Tasks {
         let before = self.table();
         let mut names = Vec::new();
         let mut changed = false;
-        for Slot { name, state } in self.slots.list()? {
-            let Some(stamp) = self.stamp(&state) else { continue };
-            if before.get(&name).is_none_or(|entry| entry.stamp != stamp) {
-                let state = self.load(&name, &stamp);
+        let slots = self.slots.list()?;
+        for Slot { name, state } in &slots {
+            let Some(stamp) = self.stamp(state) else { continue };
+            if before.get(name).is_none_or(|entry| entry.stamp != stamp) {
+                let state = self.load(name, &stamp);
                 // The next one takes its time, and this one is ready.
                 self.write_table().insert(name.clone(), Entry { stamp, state });
                 changed = true;
             }
             names.push(name);
         }
-        let mut table = self.write_table();
-        let all = table.len();
-        table.retain(|name, _| names.contains(name));
-        Ok(changed || table.len() != all)
+        {
+            let mut table = self.write_table();
+            let all = table.len();
+            table.retain(|name, _| names.contains(&name));
+            changed |= table.len() != all;
+        }
+        self.refresh_shadows(&slots);
+        Ok(changed)
+    }
+
+    fn refresh_shadows(&self, slots: &[Slot]) {
+        let before = self.read_shadows();
+        let mut after = BTreeMap::new();
+        for Slot { name, state } in slots {
+            let Ok(State { candidate: Some(placed), active: Some(_), shadow: Some(run), .. }) = state else {
+                continue;
+            };
+            let near = run.rule.max_difference;
+            let known = before.get(name).filter(|known| known.placed == *placed);
+            let task = known.map_or_else(|| self.load_candidate(name, placed), |known| known.task.clone());
+            after.insert(name.clone(), Candidate { placed: placed.clone(), near, task });
+        }
+        *self.shadows.write().unwrap_or_else(PoisonError::into_inner) = after;
+    }
+
+    fn load_candidate(&self, name: &str, placed: &Placed) -> Option<Arc<LoadedTask>> {
+        let version = &placed.task.version;
+        match self.slots.load(placed, &self.backbone, self.threads) {
+            Ok(task) => {
+                tracing::info!(
+                    task = name,
+                    version,
+                    plugin = placed.sha256,
+                    "a candidate runs in the shadow"
+                );
+                Some(Arc::new(task))
+            }
+            Err(error) => {
+                tracing::error!(task = name, version, %error, "a candidate cannot be run");
+                if condemns(&error)
+                    && let Err(error) = self.slots.fail_candidate_if(name, &placed.sha256, &error.to_string())
+                {
+                    tracing::warn!(task = name, %error, "that a candidate has failed cannot be written down");
+                }
+                None
+            }
+        }
+    }
+
+    fn read_shadows(&self) -> BTreeMap<String, Candidate> {
+        self.shadows.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The candidate that runs beside a task's active plugin.
+    pub fn candidate(&self, task: &str) -> Option<Candidate> {
+        self.read_shadows().remove(task)
+    }
+
+    /// The plugins on the disk.
+    pub fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    /// Makes a task's candidate the active plugin, if it passes.
+    pub fn promote(
+        &self,
+        task: &str,
+        limits: &GateLimits,
+        go_on: &(dyn Fn() -> bool + Sync),
+    ) -> Result<GateReport, Error> {
+        let promoted = self.slots.activate_while(task, &self.backbone, self.threads, limits, go_on);
+        promoted.map(|(_, report)| report)
     }
 
     /// None where nothing is to run.
@@ -156,7 +239,12 @@ impl Tasks {
             }
             Stamp::Active(placed, _) => placed,
         };
-        match self.slots.load(placed, &self.backbone, self.threads) {
+        let shadow = self.candidate(name).filter(|candidate| candidate.placed == *placed);
+        let loaded = match shadow.and_then(|candidate| candidate.task) {
+            Some(task) => Ok(task),
+            None => self.slots.load(placed, &self.backbone, self.threads).map(Arc::new),
+        };
+        match loaded {
             Ok(task) => {
                 let Task { name, version } = &task.plugin.manifest.task;
                 let target = task.target.as_ref().map_or("unsigned", |target| &target.name);
@@ -164,7 +252,7 @@ impl Tasks {
                 if task.plugin.manifest.accepts.is_none() {
                     tracing::warn!(task = name, "gets no series: its manifest does not say which it accepts");
                 }
-                Ok(Arc::new(task))
+                Ok(task)
             }
             Err(error) => unfit(error.to_string(), Some(placed)),
         }
@@ -199,15 +287,33 @@ impl Tasks {
         self.current().iter().map(|task| task.plugin.manifest.task.clone()).collect()
     }
 
-    /// What each task says to a series that is complete.
-    pub fn decide(&self, series: &ObservedSeries) -> Vec<(Arc<LoadedTask>, Decision)> {
+    /// The tasks that run, each in the version that a series began with, where it did.
+    pub fn of_series(&self, began_with: &BTreeMap<String, Arc<LoadedTask>>) -> Vec<Arc<LoadedTask>> {
+        let of =
+            |task: Arc<LoadedTask>| began_with.get(&task.plugin.manifest.task.name).cloned().unwrap_or(task);
+        self.current().into_iter().map(of).collect()
+    }
+
+    /// What each task says to a series that is complete; see [`Self::of_series`].
+    pub fn decide(
+        &self,
+        series: &ObservedSeries,
+        began_with: &BTreeMap<String, Arc<LoadedTask>>,
+    ) -> Vec<(Arc<LoadedTask>, Decision)> {
         let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
         let one = |task: Arc<LoadedTask>| {
             let manifest = &task.plugin.manifest;
             let decision = decide_for(manifest, rules.get(&manifest.task.name), series);
             (task, decision)
         };
-        self.current().into_iter().map(one).collect()
+        self.of_series(began_with).into_iter().map(one).collect()
+    }
+
+    /// Whether a plugin that is not the active one would take a series.
+    pub fn accepts(&self, task: &LoadedTask, series: &ObservedSeries) -> bool {
+        let manifest = &task.plugin.manifest;
+        let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
+        decide_for(manifest, rules.get(&manifest.task.name), series).accepted
     }
 
     /// The tasks that would take a complete series and cannot be run.
