@@ -5,7 +5,10 @@
 
 mod machine;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, SystemTime};
 
 use firmware_config::Utc;
@@ -149,7 +152,8 @@ pub struct Gate<'a> {
     pub limits: GateLimits,
     /// Where it stands.
     pub machine: &'a dyn Machine,
-    /// Asked before each slice, from any thread; the check ends with [`GateError::Interrupted`] where it says no.
+    /// Asked before each slice, from any thread; the check ends with [`GateError::Interrupted`] where it says no. It may wait, for
+    /// what is more urgent; that time is not the plugin's.
     pub go_on: &'a (dyn Fn() -> bool + Sync),
 }
 
@@ -182,10 +186,24 @@ impl Gate<'_> {
         let GateLimits { time: allowed, memory: most } = self.limits;
         let name = || task.plugin.manifest.task.name.clone();
         let start = self.machine.monotonic();
-        let spent = || self.machine.monotonic().saturating_sub(start);
+        // All threads wait for the same, so the one that waited longest says for how long nothing was done.
+        let waited: Mutex<HashMap<ThreadId, Duration>> = Mutex::default();
+        let spent = || {
+            let waited = waited.lock().unwrap_or_else(PoisonError::into_inner);
+            let waited = waited.values().max().copied().unwrap_or_default();
+            self.machine.monotonic().saturating_sub(start + waited)
+        };
         let interrupted = AtomicBool::new(false);
         let go_on = || {
-            if (self.go_on)() {
+            let before = self.machine.monotonic();
+            let may = (self.go_on)();
+            let pause = self.machine.monotonic().saturating_sub(before);
+            *waited
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .entry(thread::current().id())
+                .or_default() += pause;
+            if may {
                 return spent() <= allowed;
             }
             interrupted.store(true, Ordering::Relaxed);

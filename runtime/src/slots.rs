@@ -473,9 +473,13 @@ impl Slots {
     /// names any more are removed.
     fn change<T>(&self, task: &str, change: impl FnOnce(&mut State) -> Result<T, Stop>) -> Result<T, Stop> {
         let folder = self.folder.join(task);
-        // Nothing was ever installed, and there is no place for a lock.
-        let is_there = is_name(task) && self.disk.list(&folder).is_ok();
+        let is_there = is_name(task)
+            && match self.disk.list(&folder) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+                other => other.map(|_| true).map_err(io(&folder))?,
+            };
         if !is_there {
+            // Nothing was ever installed, and there is no place for a lock.
             return change(&mut State::default());
         }
         let lock = self.folder.join("lock");

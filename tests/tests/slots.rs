@@ -182,17 +182,18 @@ fn what_is_too_slow_or_too_large_stays_out_and_what_is_interrupted_waits() {
     let on = |seconds: u64, grows: u64| {
         let step = Duration::from_secs(seconds);
         let machine = Slow { step, clock: AtomicU64::new(0), grows, memory: AtomicU64::new(0) };
-        Slots::on(Arc::new(RealDisk::Shared), Arc::new(machine), fixture.folder())
+        let machine = Arc::new(machine);
+        (Slots::on(Arc::new(RealDisk::Shared), machine.clone(), fixture.folder()), machine)
     };
     let activate = |slots: &Slots| slots.activate("lesion", &fixture.backbone, 1, &limits);
     let good = plugin(&fixture, "good.plugin", |_| ());
-    let fit = on(1, 1_000_000);
+    let (fit, machine) = on(1, 1_000_000);
     fit.install(&good, None).unwrap();
     let (_, report) = activate(&fit).unwrap();
     assert_eq!(report.memory, Some(1_000_000));
     assert!(report.time <= limits.time);
 
-    let slow = on(3, 0);
+    let (slow, _) = on(3, 0);
     slow.install(&next(&fixture, "1.1.0"), None).unwrap();
     let error = activate(&slow).unwrap_err().to_string();
     assert!(
@@ -201,7 +202,7 @@ fn what_is_too_slow_or_too_large_stays_out_and_what_is_interrupted_waits() {
     );
     assert!(error.ends_with("or allow more") && state(&slow).failed.unwrap().reason == error);
 
-    let large = on(1, 1_000_001);
+    let (large, _) = on(1, 1_000_001);
     large.install(&next(&fixture, "1.2.0"), None).unwrap();
     let error = activate(&large).unwrap_err().to_string();
     assert!(error.contains("takes 2 MB of memory") && error.contains("gate.memory allows 1 MB"), "{error}");
@@ -215,6 +216,15 @@ fn what_is_too_slow_or_too_large_stays_out_and_what_is_interrupted_waits() {
         (version(now.candidate.as_ref()), version(now.active.as_ref())),
         (Some("1.3.0"), Some("1.0.0"))
     );
+
+    // Time that it waits for what is more urgent is not its own.
+    let wait = || {
+        machine.clock.fetch_add(1000, Ordering::Relaxed);
+        true
+    };
+    let (_, report) = fit.activate_while("lesion", &fixture.backbone, 1, &limits, &wait).unwrap();
+    assert!(report.time <= limits.time, "{report:?}");
+    fit.install(&next(&fixture, "1.4.0"), None).unwrap();
 
     // What this machine itself tells.
     let slots = Slots::new(fixture.folder());

@@ -19,7 +19,7 @@ use crate::gate::{
 use crate::infer::LoadedTask;
 use crate::slots::{ShadowRun, Slot, State, Verdict, condemns, verdict};
 
-/// After a promotion that failed for want of something else than the plugin.
+/// After something else than a plugin failed: a disk, a backbone.
 const AFTER_FAULT: Duration = Duration::from_mins(1);
 
 /// See the module's description.
@@ -29,13 +29,17 @@ pub(super) struct Checks {
     here: Option<Identity>,
     /// Since when the check of a plugin is due, by its SHA-256.
     due: BTreeMap<String, Instant>,
-    /// When a promotion met a fault.
+    /// When something else than a plugin failed.
     fault: Option<Instant>,
 }
 
 impl Checks {
     /// Does one of what is due, if it is the time for it; whether the slots have changed by that.
     pub fn look(&mut self, core: &Core) -> bool {
+        if self.fault.is_some_and(|at| at.elapsed() < AFTER_FAULT) {
+            return false;
+        }
+        self.fault = None;
         // An error is told by who loads them.
         let Ok(slots) = core.tasks.slots().list() else { return false };
         let gate = core.gate.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -112,14 +116,14 @@ impl Checks {
         };
         written.unwrap_or_else(|error| {
             tracing::error!(task = name, %error, "a check of a plugin came to nothing");
+            self.fault = Some(Instant::now());
             false
         })
     }
 
     /// Whether the slots have changed.
     fn promote(&mut self, core: &Core, task: &str, run: &ShadowRun, limits: &GateLimits) -> bool {
-        let waits = self.fault.is_some_and(|at| at.elapsed() < AFTER_FAULT);
-        if verdict(&run.rule, &run.statistics) != Verdict::Promote || waits || !core.is_idle() {
+        if verdict(&run.rule, &run.statistics) != Verdict::Promote || !core.is_idle() {
             return false;
         }
         let promoted = core.tasks.promote(task, limits, &|| core.is_quiet() && !core.queue.is_stopping());
@@ -131,8 +135,9 @@ impl Checks {
             Err(Error::Gate(GateError::Interrupted { .. })) => false,
             Err(error) => {
                 tracing::error!(task, %error, "a candidate is not promoted");
-                self.fault = Some(Instant::now());
-                condemns(&error)
+                let failed = condemns(&error);
+                self.fault = (!failed).then(Instant::now);
+                failed
             }
         }
     }

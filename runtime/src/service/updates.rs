@@ -64,12 +64,16 @@ impl Following {
             gate: (&device.gate).into(),
         };
         let (stop, live) = (stopping.clone(), core.clone());
+        let working = core.clone();
         let switched = move || match live.tasks.refresh() {
             Ok(_) => live.session.get().into_iter().for_each(super::Handle::announce),
             Err(error) => tracing::error!(%error, "the plugins cannot be listed"),
         };
         let updates = Updates::new(place, trust, source, slots.clone(), downloads)
-            .stopping(Arc::new(move || stop.is_stopping()))
+            .stopping(Arc::new(move || {
+                // Asked before each slice of a golden case, which can wait.
+                !working.stand_back() || stop.is_stopping()
+            }))
             .switched(Arc::new(switched));
         let machine = |source| ServiceError::Machine { what: "network side", source };
         let executor = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(machine)?;

@@ -3,6 +3,7 @@
 mod power_cuts;
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use firmware_config::{
@@ -47,6 +48,11 @@ fn checked() -> Checked {
 
 /// A sound plugin file of some kilobytes; that of each version has other bytes.
 pub(super) fn plugin_file(version: &str) -> Vec<u8> {
+    static FILES: Mutex<BTreeMap<String, Vec<u8>>> = Mutex::new(BTreeMap::new());
+    FILES.lock().unwrap().entry(version.to_owned()).or_insert_with(|| make_plugin_file(version)).clone()
+}
+
+fn make_plugin_file(version: &str) -> Vec<u8> {
     let content = Tensors::from([("head.weight".into(), Tensor::new([1, 3], vec![0.5, 1.0, 2.0]))]);
     let recipe =
         r#"{"plane":"acquisition","size":[28,42],"intensity":{"kind":"window","windows":[[0,1000]]}}"#;

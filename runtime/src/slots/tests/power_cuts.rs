@@ -152,7 +152,7 @@ fn every_cut(reference: &Device, mut each: impl FnMut(usize, &Platter)) {
 #[test]
 fn a_power_cut_after_any_operation_leaves_the_old_plugins_or_the_new() {
     let long = std::env::var_os("SCANSIDE_LONG").is_some();
-    let (drawn, reference) = (if long { 500 } else { 4 }, reference(None));
+    let (drawn, reference) = (if long { 200 } else { 4 }, reference(None));
     let tried = Cell::new(0);
     every_cut(&reference, |cut, platter| {
         let seeds = (0..drawn).map(|i| (cut * drawn + i) as u64);

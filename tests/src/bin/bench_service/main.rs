@@ -18,7 +18,7 @@ use runtime::result::{Kind, TaskResult};
 use runtime::volume::{AxisCodes, Volume};
 use serde_json::json;
 use tests::fixture::Fixture;
-use tests::golden::with_golden;
+use tests::golden::{version, with_golden};
 use tests::mosquitto::Mosquitto;
 use tests::scanner::dcmtk;
 use tests::service::{EdgeBox, PATIENCE, next_result};
@@ -33,6 +33,10 @@ const MOST_SLICE_TIMES: f64 = 2.0;
 const MOST_IDLE_MB: f64 = 30.0;
 /// Of one core, in per cent.
 const MOST_IDLE_CPU: f64 = 1.0;
+/// From the command's start to its end, golden cases aside, in seconds.
+const MOST_ACTIVATION_S: f64 = 2.0;
+/// As [`MOST_ACTIVATION_S`].
+const MOST_ROLLBACK_S: f64 = 1.0;
 
 fn main() -> ExitCode {
     match run() {
@@ -175,8 +179,59 @@ fn last_slice(backbone: PathBuf) -> Result<()> {
         let times = waited.as_secs_f64() / slice_time.as_secs_f64();
         row(&name, "slice-times", times, MOST_SLICE_TIMES, 2);
     }
+    switch(&broker, &fixture, &mut on, slice_time)?;
     on.terminate()?;
     Ok(())
+}
+
+/// Plugins that go live and come back while a series arrives: how long it takes, and what the series' result waits for it.
+fn switch(broker: &Mosquitto, fixture: &Fixture, on: &mut EdgeBox, slice_time: Duration) -> Result<()> {
+    let next = version(fixture, "1.1.0", |_| ());
+    let (mut activations, mut rollbacks) = (Vec::new(), Vec::new());
+    for round in 0..5 {
+        on.plugin(&["install", &next.display().to_string()])?;
+        let start = Instant::now();
+        let said = on.plugin(&["activate", "lesion"])?.stdout;
+        let golden = said.rsplit('(').next().and_then(|end| end.split(" s").next());
+        let golden: f64 = golden.context(said.clone())?.parse().context(said)?;
+        activations.push(start.elapsed().as_secs_f64() - golden);
+        let start = Instant::now();
+        on.plugin(&["rollback", "lesion"])?;
+        rollbacks.push(start.elapsed().as_secs_f64());
+        eprintln!(
+            "  round {round}: activation {:.2} s, rollback {:.3} s",
+            activations[round], rollbacks[round]
+        );
+    }
+    row("plugin, ViT-S/14, activation without golden cases", "s", median(activations), MOST_ACTIVATION_S, 2);
+    row("plugin, ViT-S/14, rollback", "s", median(rollbacks), MOST_ROLLBACK_S, 2);
+
+    let subscriber = Subscriber::new(broker.port, "scanside/v1/north/ct-2/result/lesion")?;
+    for (n, words) in [["rollback", "lesion"], ["rollback", "lesion"]].into_iter().enumerate() {
+        let study = Study::new(512, 48, 200 + n);
+        let (last, switched) = thread::scope(|scope| {
+            let switched = scope.spawn(|| {
+                // In the middle of the series; the service loads the other plugin meanwhile.
+                thread::sleep(slice_time.mul_f64(1.5 * 24.0));
+                on.plugin(&words)
+            });
+            (send_paced(on.address(), &study, slice_time.mul_f64(1.5)), switched.join())
+        });
+        switched.map_err(|_| anyhow::anyhow!("the switch panicked"))??;
+        let last = last?;
+        let message = subscriber.next(PATIENCE)?;
+        let times = last.elapsed().as_secs_f64() / slice_time.as_secs_f64();
+        let result: TaskResult = serde_json::from_slice(&message.payload).context("no result")?;
+        ensure!(result.kind == Kind::Final && result.input.instances == 48, "{result:?}");
+        let name = format!("service, 48 slices, ViT-S/14 at 224, plugin switched meanwhile ({})", n + 1);
+        row(&name, "slice-times", times, MOST_SLICE_TIMES + 1.0, 2);
+    }
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// Median time of one slice on one core, prepared and encoded.
