@@ -24,6 +24,7 @@ use crate::data::Table;
 use crate::evaluate::Predictions;
 use crate::fit::write_json;
 use crate::metrics::choose;
+use crate::model::Pooling;
 use crate::peft;
 use crate::run::{Run, file};
 
@@ -73,6 +74,13 @@ pub fn export(options: &Options) -> Result<Exported, Error> {
     tch::set_num_threads(options.threads.max(1) as i32);
     let run = Run::open(&options.run)?;
     let (settings, task) = (run.settings(), &run.settings().task);
+    if task.train.pooling != Pooling::Query {
+        let problem = format!(
+            "it was fitted with train.pooling = \"{}\", but plugin and device pool by a query; fit again with \"query\" to export",
+            task.train.pooling.name()
+        );
+        return Err(Error::Run { path: options.run.clone(), problem });
+    }
     let backbone = run.backbone(options.backbone.as_deref())?;
     let network = run.network(&backbone, options.device)?;
     let content = run.best.content();

@@ -26,7 +26,7 @@ use crate::Error;
 use crate::data::{Cache, Split, Table};
 use crate::loss::Loss;
 use crate::memory::{self, Needs};
-use crate::model::{Network, Ordinal, Parameters};
+use crate::model::{Network, Ordinal, Parameters, Pooling};
 use crate::optim::AdamW;
 use crate::peft;
 use crate::precision::{Precision, Scaler};
@@ -216,9 +216,12 @@ fn first_parameters(options: &Options, arch: &Arch, resumed: bool) -> Result<Par
     if let Some(folder) = options.init_from.as_ref().filter(|_| !resumed) {
         let mut stored = parameters.to_stored()?;
         stored.extend(peft::read(folder, arch, &lora)?);
-        parameters = Parameters::from_stored(arch, &lora, labels, &views, &stored, options.device)
+        let all = Pooling::Query;
+        parameters = Parameters::from_stored(arch, &lora, labels, &views, all, &stored, options.device)
             .map_err(|problem| Error::Adapter { path: folder.clone(), problem })?;
     }
+    // Drawn, or read, and left out: the others start from the same values whatever pools the slices.
+    parameters = parameters.pooled_by(task.train.pooling);
     if let Some(pixel) = task.train.pixel {
         parameters = parameters.with_decoder(arch, pixel.width, task.train.seed, options.device)?;
     }

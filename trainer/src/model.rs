@@ -2,7 +2,7 @@
 //!
 //! `h_s` = CLS token of slice `s` after the final norm, or what a backbone without one pools; `a = softmax(H q / √d)`, `v = aᵀ H`,
 //! `logits = W v + b` (arXiv 2512.12887). Of several views each has factors and a query of its own, and the task's query pools
-//! their `v` in the same way. The backbone's weights never ask for a gradient and there is no dropout, so
+//! their `v` in the same way. To compare with, `v` may also be the slices' mean or median ([`Pooling`]). The backbone's weights never ask for a gradient and there is no dropout, so
 //! there is no difference between training and inference.
 
 mod davit;
@@ -12,6 +12,7 @@ mod layers;
 mod network;
 mod ordinal;
 mod parameters;
+mod pooling;
 mod pooling_head;
 mod rotation;
 mod vit;
@@ -22,8 +23,9 @@ pub(crate) use network::chunks;
 pub use ordinal::Ordinal;
 pub(crate) use parameters::stored;
 pub use parameters::{Factors, Group, Parameters};
+pub use pooling::{Pooling, attend};
 
-use tch::{TchError, Tensor};
+use tch::Tensor;
 
 /// What pooling and head make of a study's slice embeddings.
 pub struct Pooled {
@@ -33,13 +35,4 @@ pub struct Pooled {
     pub view_weights: Option<Tensor>,
     /// `[C]`.
     pub logits: Tensor,
-}
-
-/// Attention pooling: `rows` `[S, d]` by `query` `[d]` → weights `[S]` and the weighted sum `[d]`.
-pub fn attend(rows: &Tensor, query: &Tensor) -> Result<(Tensor, Tensor), TchError> {
-    let scale = 1.0 / (query.size()[0] as f64).sqrt();
-    // libtorch's softmax subtracts the largest score itself.
-    let weights = rows.f_mv(query)?.f_mul_scalar(scale)?.f_softmax(0, None)?;
-    let pooled = rows.f_transpose(0, 1)?.f_mv(&weights)?;
-    Ok((weights, pooled))
 }

@@ -174,6 +174,7 @@ impl Run {
             &task.lora_spec(),
             task.labels.len(),
             &task.view_names(),
+            task.train.pooling,
             &content,
             device,
         )

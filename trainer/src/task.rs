@@ -32,6 +32,7 @@ use crate::Error;
 use crate::data::Sampling;
 use crate::loss::Loss;
 use crate::metrics::Rule;
+use crate::model::Pooling;
 
 /// A classification task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -137,6 +138,8 @@ pub struct Train {
     /// Stop after so many epochs without a better one on the validation volumes. Default: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub patience: Option<usize>,
+    /// How slices become one vector: `query`, and to compare it with `mean` or `median`, which no plugin can have. Default: query.
+    pub pooling: Pooling,
     /// Which volumes an epoch takes: `all`, or as many drawn so that classes are `balanced`. Default: all.
     pub sampling: Sampling,
     /// Changes to the training slices.
@@ -165,6 +168,7 @@ impl Default for Train {
             smoothing: 0.0,
             ema: None,
             patience: None,
+            pooling: Pooling::Query,
             sampling: Sampling::All,
             augment: Augment::default(),
             pixel: None,
@@ -244,6 +248,10 @@ impl Task {
         }
         if self.train.pixel.is_some() && !self.views.is_empty() {
             return wrong("train.pixel", &"given", "left out with views: a mask lies on one scan");
+        }
+        if self.train.pooling != Pooling::Query && !self.views.is_empty() {
+            let found = format!("{:?}", self.train.pooling.name());
+            return wrong("train.pooling", &found, "\"query\" with views, which a query pools too");
         }
         if self.loss == Loss::Ce && self.labels.len() < 2 {
             return wrong("loss", &"ce with one label", "focal or bce, or two labels or more");
@@ -400,6 +408,7 @@ mod tests {
             "seed = 0",
             "kind = \"youden\"",
             "sampling = \"all\"",
+            "pooling = \"query\"",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in {text}");
         }
@@ -416,6 +425,8 @@ mod tests {
             ("rank = 8", "rank"),
             ("[train]\nlearning_rate = 1", "learning_rate"),
             ("[train]\nsampling = 'weighted'", "weighted"),
+            ("[train]\npooling = 'max'", "max"),
+            ("[views.a]\n[views.b]\n[train]\npooling = 'mean'", "train.pooling is \"mean\""),
             ("[train]\nbatch = 0", "train.batch is 0"),
             ("[train]\nlr_lora = -1", "train.lr_lora is -1"),
             ("[train]\nwarmup = 1.5", "train.warmup"),

@@ -12,7 +12,7 @@ use runtime::graph::backbone_graph;
 use runtime::plugin::{expected_content, merge};
 use runtime::tensor::read_safetensors;
 use tch::{Device, Kind, Tensor};
-use trainer::model::{Encoder, Parameters, attend};
+use trainer::model::{Encoder, Parameters, Pooling, attend};
 use trainer::peft;
 
 const TOKENS: f64 = 5e-5;
@@ -124,7 +124,8 @@ fn adapted_backbones_match_their_merged_graphs() {
                 content.insert(name, runtime::backbone::Tensor { shape, data });
             }
             let parameters =
-                Parameters::from_stored(&backbone.arch, &lora, 1, &[], &content, Device::Cpu).unwrap();
+                Parameters::from_stored(&backbone.arch, &lora, 1, &[], Pooling::Query, &content, Device::Cpu)
+                    .unwrap();
             let factors = parameters.factors(0).unwrap();
             let input = tensor(&stored["input"]);
             let found = tch::no_grad(|| encoder.encode(&input, Some(&factors), true)).unwrap();
@@ -190,7 +191,8 @@ fn both_forms_of_lora_match_peft() {
             let arch = &backbone.arch;
             let lora = LoraSpec { rank: 4, alpha: 8.0, attention };
             let factors = adapter(&folder.join(within), arch, &lora);
-            let parameters = Parameters::from_stored(arch, &lora, 1, &[], &factors, Device::Cpu).unwrap();
+            let parameters =
+                Parameters::from_stored(arch, &lora, 1, &[], Pooling::Query, &factors, Device::Cpu).unwrap();
             check(case, &encoder, &stored, Some(&parameters), "", 1e-4);
             let bare = encoder.encode(&tensor(&stored["input"]), None, true).unwrap();
             close(case, &bare.cls, &tensor(&stored["base_cls"]), TOKENS);

@@ -1,4 +1,5 @@
 mod pixel;
+mod pooling;
 mod reading;
 mod views;
 
@@ -13,7 +14,7 @@ use super::*;
 use crate::data::{Slices, Study};
 use crate::evaluate::Predictions;
 use crate::export;
-use crate::model::Encoder;
+use crate::model::{Encoder, Pooling};
 use crate::predict;
 use crate::random::{Purpose, generator, unit};
 use crate::run::Run;
@@ -236,7 +237,9 @@ fn a_running_mean_is_what_is_kept_and_survives_an_interruption() {
     let mut backbone = Backbone::open(&backbone_path()).unwrap();
     backbone.truncate(2).unwrap();
     let (lora, content) = (bench.task.lora_spec(), mean.content());
-    let parameters = Parameters::from_stored(&backbone.arch, &lora, 1, &[], &content, Device::Cpu).unwrap();
+    let parameters =
+        Parameters::from_stored(&backbone.arch, &lora, 1, &[], Pooling::Query, &content, Device::Cpu)
+            .unwrap();
     mean.load("param.", &parameters).unwrap();
     assert_eq!(parameters.to_stored().unwrap(), plain);
 }

@@ -1,7 +1,8 @@
 use runtime::engine::{Output, ViewOutput};
 use tch::{Device, TchError, Tensor};
 
-use super::{Encoder, Encoding, Parameters, Pooled, attend, stored};
+use super::pooling::{mean, median};
+use super::{Encoder, Encoding, Parameters, Pooled, Pooling, attend, stored};
 use crate::data::{Slices, Study};
 
 /// A frozen encoder with the trainable parameters of a task.
@@ -19,12 +20,18 @@ impl Network {
     }
 
     /// Embeddings `[S, d]` of each view of one study, `None` for one that is not there → weights and logits. Eq. of the paper:
-    /// each view's query pools its slices, the task's query the views.
+    /// each view's query pools its slices, the task's query the views. Without a query mean or median of the slices, whose weights
+    /// are what each counts in it.
     pub fn pool(&self, embeddings: &[Option<Tensor>]) -> Result<Pooled, TchError> {
         let parameters = &self.parameters;
         let (mut weights, mut pooled) = (Vec::new(), Vec::new());
+        let of_slices = |view: usize, rows: &Tensor| match parameters.pooling {
+            Pooling::Query => attend(rows, &parameters.query(view)?),
+            Pooling::Mean => mean(rows),
+            Pooling::Median => median(rows),
+        };
         for (view, rows) in embeddings.iter().enumerate() {
-            let found = rows.as_ref().map(|rows| attend(rows, &parameters.query(view)?)).transpose()?;
+            let found = rows.as_ref().map(|rows| of_slices(view, rows)).transpose()?;
             let (of_slices, vector) = found.unzip();
             weights.push(of_slices);
             pooled.extend(vector);

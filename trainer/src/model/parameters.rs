@@ -4,6 +4,7 @@ use runtime::backbone::{Arch, Tensor as Stored, Tensors};
 use runtime::plugin::expected_content;
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::Pooling;
 use super::decoder::PREFIX;
 use crate::random::{Purpose, generator, unit};
 
@@ -26,13 +27,15 @@ pub struct Parameters {
     pub lora: LoraSpec,
     /// Names of the task's views, in order; none where it has no views.
     pub views: Vec<String>,
+    /// What pools the slices; only [`Pooling::Query`] has parameters of its own.
+    pub pooling: Pooling,
     /// Name and tensor.
     pub named: Vec<(String, Tensor)>,
 }
 
 impl Parameters {
     /// Initial values: A and the head uniform in ±1/√fan-in (Kaiming with a = √5, libtorch's own default for linear
-    /// layers), B zero, the query normal with standard deviation 0.02, cut at two of it.
+    /// layers), B zero, the query normal with standard deviation 0.02, cut at two of it. Slices are pooled by the query.
     pub fn init(
         arch: &Arch,
         lora: &LoraSpec,
@@ -59,20 +62,29 @@ impl Parameters {
                 Ok((name, leaf(&dims, &values, device)?))
             })
             .collect::<Result<_, TchError>>()?;
-        Ok(Self { lora: lora.clone(), views: owned(views), named })
+        Ok(Self { lora: lora.clone(), views: owned(views), pooling: Pooling::Query, named })
+    }
+
+    /// The same parameters with slices pooled in another way: without queries where they do not serve.
+    #[must_use]
+    pub fn pooled_by(mut self, pooling: Pooling) -> Self {
+        self.named.retain(|(name, _)| serves(pooling, name));
+        Self { pooling, ..self }
     }
 
     /// From stored tensors, which must have exactly the names and shapes of
-    /// [`expected_content`]; else one sentence.
+    /// [`expected_content`], without queries where slices are not pooled by one; else one sentence.
     pub fn from_stored(
         arch: &Arch,
         lora: &LoraSpec,
         labels: usize,
         views: &[&str],
+        pooling: Pooling,
         stored: &Tensors,
         device: Device,
     ) -> Result<Self, String> {
-        let wanted = expected_content(arch, lora, labels, views);
+        let mut wanted = expected_content(arch, lora, labels, views);
+        wanted.retain(|(name, _)| serves(pooling, name));
         if let Some(name) = stored.keys().find(|name| !wanted.iter().any(|(w, _)| w == *name)) {
             return Err(format!("the tensor {name} is not a parameter of this model"));
         }
@@ -87,7 +99,7 @@ impl Parameters {
                 Ok((name, leaf))
             })
             .collect::<Result<_, String>>()?;
-        Ok(Self { lora: lora.clone(), views: owned(views), named })
+        Ok(Self { lora: lora.clone(), views: owned(views), pooling, named })
     }
 
     /// Copies of the values, in a plugin's form.
@@ -100,7 +112,7 @@ impl Parameters {
     pub fn share(&self) -> Self {
         let share = |(name, tensor): &(String, Tensor)| (name.clone(), tensor.shallow_clone());
         let named = self.named.iter().map(share).collect();
-        Self { lora: self.lora.clone(), views: self.views.clone(), named }
+        Self { lora: self.lora.clone(), views: self.views.clone(), pooling: self.pooling, named }
     }
 
     /// Leaves of their own with the same values.
@@ -113,6 +125,7 @@ impl Parameters {
         Ok(Self {
             lora: self.lora.clone(),
             views: self.views.clone(),
+            pooling: self.pooling,
             named: self.named.iter().map(copy).collect::<Result<_, TchError>>()?,
         })
     }
@@ -212,6 +225,11 @@ impl Parameters {
     }
 }
 
+/// Whether the parameter `name` is needed for this pooling.
+fn serves(pooling: Pooling, name: &str) -> bool {
+    pooling == Pooling::Query || !name.ends_with("query")
+}
+
 fn owned(names: &[&str]) -> Vec<String> {
     names.iter().map(ToString::to_string).collect()
 }
@@ -299,6 +317,8 @@ mod tests {
             let arch = arch(dim, depth, patch);
             let parameters = Parameters::init(&arch, &lora, labels, &[], 0, Device::Cpu).unwrap();
             assert_eq!(parameters.count(), count, "{what}");
+            // Mean and median have nothing to learn.
+            assert_eq!(parameters.pooled_by(Pooling::Median).count(), count - dim, "{what}");
         }
     }
 
@@ -346,13 +366,17 @@ mod tests {
         let arch = arch(8, 1, 2);
         let lora = LoraSpec { rank: 2, alpha: 4.0, attention: AttentionLora::Fused };
         let mut kept = Parameters::init(&arch, &lora, 1, &[], 3, Device::Cpu).unwrap().to_stored().unwrap();
-        let back = Parameters::from_stored(&arch, &lora, 1, &[], &kept, Device::Cpu).unwrap();
+        let back = Parameters::from_stored(&arch, &lora, 1, &[], Pooling::Query, &kept, Device::Cpu).unwrap();
         assert_eq!(back.to_stored().unwrap(), kept);
-        let load = |tensors: &Tensors| {
-            Parameters::from_stored(&arch, &lora, 1, &[], tensors, Device::Cpu).err().unwrap()
+        let pooled = |pooling, tensors: &Tensors| {
+            Parameters::from_stored(&arch, &lora, 1, &[], pooling, tensors, Device::Cpu)
         };
+        let load = |tensors: &Tensors| pooled(Pooling::Query, tensors).err().unwrap();
+        assert!(pooled(Pooling::Mean, &kept).err().unwrap().contains("query is not a parameter"));
         let query = kept.remove("query").unwrap();
         assert!(load(&kept).contains("query is missing"));
+        assert_eq!(pooled(Pooling::Mean, &kept).unwrap().to_stored().unwrap(), kept);
+        assert_eq!(back.pooled_by(Pooling::Mean).to_stored().unwrap(), kept);
         kept.insert("query".into(), Stored { shape: vec![2, 4], data: query.data });
         assert!(load(&kept).contains("[2, 4], expected [8]"));
         kept.insert("mystery".into(), Stored { shape: vec![1], data: vec![0.0] });

@@ -1,5 +1,6 @@
 use super::*;
 use crate::fit::tests::{slices, study, tiny_network, tiny_network_of};
+use crate::model::Pooling;
 
 fn found(items: &[Item], chunk: usize, threads: usize) -> Option<(f64, Tensor)> {
     let network = tiny_network(5);
@@ -300,6 +301,48 @@ fn masks_are_not_looked_at_without_pixel_supervision() {
     let (loss, expected) = found(&[item(5, Some(true)), item(2, Some(false))], 4, 1).unwrap();
     let (masked_loss, found) = found(&[masked(item(5, Some(true))), item(2, Some(false))], 4, 1).unwrap();
     assert!(loss.to_bits() == masked_loss.to_bits() && found == expected);
+}
+
+#[test]
+fn mean_and_median_give_the_gradients_of_their_definitions() {
+    // An odd number of slices and an even one.
+    let items = [item(7, Some(true)), item(4, Some(false))];
+    for pooling in [Pooling::Mean, Pooling::Median] {
+        let tiny = || {
+            let Network { encoder, parameters } = tiny_network(5);
+            Network { encoder, parameters: parameters.pooled_by(pooling) }
+        };
+        let network = tiny();
+        let get = |name: &str| network.parameters.get(name).unwrap();
+        let losses = items.each_ref().map(|item| {
+            let slices = only(item).tensor(0, only(item).count, Device::Cpu).unwrap();
+            let rows = network.encode(0, &slices, false).unwrap().cls;
+            let pooled = match pooling {
+                Pooling::Median => rows.quantile_scalar(0.5, 0, false, "linear"),
+                _ => rows.sum_dim_intlist(0i64, false, None) / rows.size()[0] as f64,
+            };
+            let logits = get("head.weight").mv(&pooled) + get("head.bias");
+            Loss::default().smoothed_sum(&logits, &item.targets, 0.1).unwrap()
+        });
+        let total = (&losses[0] + &losses[1]) / 2.0;
+        let leaves: Vec<&Tensor> = network.parameters.named.iter().map(|(_, tensor)| tensor).collect();
+        let expected = Tensor::run_backward(&[&total], &leaves, false, false);
+        let lengths: Vec<i64> = leaves.iter().map(|leaf| leaf.numel() as i64).collect();
+        // Together, one of them in chunks, both in chunks; on several workers.
+        for (chunk, threads) in [(11, 1), (5, 1), (3, 1), (1, 1), (2, 2)] {
+            let network = tiny();
+            let workers = Workers::new(&network, threads, 8).unwrap();
+            let found = gradients(&workers, &network.parameters, items.to_vec(), plan(chunk)).unwrap();
+            let (losses, found) = found.unwrap();
+            assert!((losses.total - total.double_value(&[])).abs() < 1e-6, "{pooling:?} {chunk}");
+            let found = found.split_with_sizes(&lengths, 0);
+            for (((name, _), found), expected) in network.parameters.named.iter().zip(&found).zip(&expected) {
+                assert!(norm(expected) > 0.0 && name != "query", "{pooling:?}: {name} has no gradient");
+                let off = norm(&(found - expected.flatten(0, -1))) / norm(expected);
+                assert!(off <= 1e-5, "{pooling:?} {chunk} {name}: {off}");
+            }
+        }
+    }
 }
 
 /// A network of two views: of 28 by 42 and of 42 by 28 pixels.
