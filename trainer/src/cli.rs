@@ -44,7 +44,8 @@ enum Command {
 /// Fit a task's LoRA factors, query and head.
 ///
 /// Writes into the run folder: settings.json (every setting), metrics.csv (a line an epoch), last.safetensors and
-/// best.safetensors (checkpoints), predictions.csv and summary.json (the best checkpoint on validation and test volumes).
+/// best.safetensors (checkpoints), predictions.csv and summary.json (the best checkpoint on validation and test volumes), with
+/// --probe probe.csv (the probe on the same volumes).
 /// Interrupted, the same command goes on after the last finished epoch and ends with the same bits. With --seeds or --folds
 /// it makes a run folder for each fit under --out, and sums up what is finished in summary.json and predictions.csv there.
 #[derive(Args)]

@@ -11,6 +11,7 @@ use crate::Error;
 use crate::data::{Cache, Split, Study};
 use crate::metrics::{auroc, macro_mean};
 use crate::model::{Network, Parameters, chunks, stored};
+use crate::predict::Row;
 use crate::task::Task;
 use crate::workers::Workers;
 
@@ -19,14 +20,22 @@ const PENALTIES: [f64; 5] = [1000.0, 100.0, 10.0, 1.0, 0.1];
 /// Newton steps; the problem is convex and the steps are damped, so that few are needed.
 const STEPS: usize = 50;
 
-/// Test AUROC of the probe, mean over the labels for which it can be computed.
+/// What the probe comes to.
+pub struct Probe {
+    /// On test volumes, mean over the labels for which it can be computed.
+    pub auroc: Option<f64>,
+    /// Its logits for validation and test volumes, in the table's order; none where a label lacks a class among the training volumes.
+    pub rows: Vec<Row>,
+}
+
+/// Fits the probe, a label at a time.
 pub fn fit(
     workers: &Workers,
     parameters: &Parameters,
     cache: &Cache<'_>,
     task: &Task,
     progress: &ProgressBar,
-) -> Result<Option<f64>, Error> {
+) -> Result<Probe, Error> {
     let table = cache.table();
     let indices: Vec<usize> = (0..table.samples.len()).collect();
     let chunk = task.train.chunk;
@@ -54,26 +63,34 @@ pub fn fit(
         found.into_iter().map(|found| found.unwrap_or_else(|| vec![0.0; dim])).collect();
     standardise(&mut features, &split(Split::Train));
 
-    let per_label = (0..task.labels.len()).map(|label| {
+    let heads = (0..task.labels.len()).map(|label| {
         let of = |which| -> (Vec<&[f64]>, Vec<bool>) {
             let known = |i: usize| Some((features[i].as_slice(), table.samples[i].targets[label]?));
             split(which).into_iter().filter_map(known).unzip()
         };
         let (train, val, test) = (of(Split::Train), of(Split::Val), of(Split::Test));
-        let mut best: Option<(f64, Option<f64>)> = None;
+        let mut best: Option<(f64, Option<f64>, Head)> = None;
         for penalty in PENALTIES {
             let head = Head::fit(&train.0, &train.1, penalty)?;
             let area = |(x, y): &(Vec<&[f64]>, Vec<bool>)| {
                 auroc(&x.iter().map(|x| head.score(x)).collect::<Vec<_>>(), y)
             };
             let chosen_by = area(&val).unwrap_or(f64::NEG_INFINITY);
-            if best.is_none_or(|(score, _)| chosen_by > score) {
-                best = Some((chosen_by, area(&test)));
+            if best.as_ref().is_none_or(|(score, ..)| chosen_by > *score) {
+                best = Some((chosen_by, area(&test), head));
             }
         }
-        best.and_then(|(_, test)| test)
+        best.map(|(_, test, head)| (test, head))
     });
-    Ok(macro_mean(per_label))
+    let heads: Vec<Option<(Option<f64>, Head)>> = heads.collect();
+    let held_out = indices.iter().filter(|&&i| read[i] && table.samples[i].split != Split::Train);
+    let row = |&index: &usize| {
+        let logit =
+            |head: &Option<(Option<f64>, Head)>| Some(head.as_ref()?.1.score(&features[index]) as f32);
+        Some(Row { index, logits: heads.iter().map(logit).collect::<Option<_>>()?, located: None })
+    };
+    let rows = held_out.map(row).collect::<Option<_>>().unwrap_or_default();
+    Ok(Probe { auroc: macro_mean(heads.iter().map(|head| head.as_ref().and_then(|(test, _)| *test))), rows })
 }
 
 /// Shifts and scales each feature to mean 0 and standard deviation 1 over the rows `of`.

@@ -7,6 +7,7 @@
 //! | `metrics.csv` | one line an epoch |
 //! | `events.out.tfevents.scanside` | loss and learning rates of each step, figures of each epoch, for TensorBoard |
 //! | `predictions.csv` | the best checkpoint on validation and test volumes |
+//! | `probe.csv` | the frozen linear probe on the same volumes, where one was fitted |
 //! | `summary.json` | final figures |
 
 use std::path::{Path, PathBuf};
@@ -34,6 +35,8 @@ pub mod file {
     pub const METRICS: &str = "metrics.csv";
     /// The best checkpoint on validation and test volumes.
     pub const PREDICTIONS: &str = "predictions.csv";
+    /// The frozen linear probe on validation and test volumes.
+    pub const PROBE: &str = "probe.csv";
     /// Final figures.
     pub const SUMMARY: &str = "summary.json";
 }

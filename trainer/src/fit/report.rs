@@ -9,7 +9,7 @@ use crate::data::Split;
 use crate::device::peak_bytes;
 use crate::metrics::{Auroc, auroc_with_ci};
 use crate::predict::{self, Row};
-use crate::probe;
+use crate::probe::{self, Probe};
 use crate::run::{Run, file};
 use crate::tensorboard::Events;
 
@@ -82,8 +82,16 @@ pub(super) fn finish(fit: &Fit<'_>, state: &State, options: &Options) -> Result<
 
     let probe_auroc = if options.probe {
         let progress = bar(fit.progress, table.samples.len(), "linear probe");
-        let auroc = probe::fit(&fit.workers, &fit.network.parameters, fit.cache, task, &progress)?;
+        let Probe { auroc, rows } =
+            probe::fit(&fit.workers, &fit.network.parameters, fit.cache, task, &progress)?;
         progress.finish_and_clear();
+        if !rows.is_empty() {
+            let val: Vec<&Row> =
+                rows.iter().filter(|row| table.samples[row.index].split == Split::Val).collect();
+            let csv = predict::csv(table, task, &rows, predict::temperature(table, task, &val))?;
+            let path = options.out.join(file::PROBE);
+            runtime::files::write_atomically(&path, &csv).map_err(Error::io(&path))?;
+        }
         auroc
     } else {
         None

@@ -199,6 +199,13 @@ fn a_fit_learns_and_another_seed_gives_other_weights() {
         |i: usize| Checkpoint::read(&bench.path("a").join(file::LAST)).unwrap().state.history[i].train_loss;
     assert!(loss(29) < 0.7 * loss(0), "{} {}", loss(0), loss(29));
     assert!(summary.val_auroc.is_some() && summary.probe_auroc.is_some() && !history.is_empty());
+    // The probe's predictions are of the same rows, and its figure follows from them.
+    let [probe, mine] = [file::PROBE, file::PREDICTIONS].map(|name| {
+        let predictions = Predictions::read(&bench.path("a").join(name)).unwrap();
+        (predictions.cases.iter().map(|c| c.id.clone()).collect::<Vec<_>>(), predictions.of(0, "test"))
+    });
+    let area = crate::metrics::auroc(&probe.1.0, &probe.1.1);
+    assert_eq!((probe.0, area, probe.1.1), (mine.0, summary.probe_auroc, mine.1.1));
     let metrics = String::from_utf8(bytes(&bench.path("a").join(file::METRICS))).unwrap();
     assert_eq!(metrics.lines().count(), 31);
 
