@@ -19,6 +19,8 @@ mod folder;
 mod https;
 mod mqtt;
 mod plan;
+#[cfg(test)]
+mod power_cuts;
 mod source;
 mod state;
 mod trust;

@@ -26,7 +26,7 @@ impl Key {
     }
 
     fn public(&self) -> Value {
-        let public: String = self.0.public_key().as_ref().iter().map(|b| format!("{b:02x}")).collect();
+        let public = hex(self.0.public_key().as_ref());
         json!({ "keytype": "ed25519", "scheme": "ed25519", "keyval": { "public": public } })
     }
 
@@ -36,10 +36,13 @@ impl Key {
     }
 
     fn sign(&self, signed: &Value) -> Value {
-        let signature: String =
-            self.0.sign(&canonical(signed)).as_ref().iter().map(|b| format!("{b:02x}")).collect();
+        let signature = hex(self.0.sign(&canonical(signed)).as_ref());
         json!({ "keyid": self.id(), "sig": signature })
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// Canonical JSON, as TUF signs it.

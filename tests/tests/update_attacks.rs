@@ -30,7 +30,7 @@ impl Bench {
         fs::write(&anchor, repository.root_json()).unwrap();
         repository.release();
         repository.write(&folder.path().join("served"));
-        let trust = Trust::open(&folder.path().join("device"), &anchor).unwrap();
+        let trust = Trust::open(&folder.path().join("device"), &anchor, &names()[0]).unwrap();
         let mut this = Self { folder, repository, trust };
         this.refresh().unwrap();
         this
@@ -206,7 +206,7 @@ fn a_clock_that_starts_anew_in_the_past_does_not_bring_expired_metadata_back() {
     }
     // After a restart as well.
     let (device, anchor) = (bench.folder.path().join("device"), bench.folder.path().join("root.json"));
-    let mut again = Trust::open(&device, &anchor).unwrap();
+    let mut again = Trust::open(&device, &anchor, &names()[0]).unwrap();
     assert_eq!(again.refresh(&source, 0).map(|_| ()).unwrap_err().attack(), Some(Attack::Freeze));
     // And a box without a clock takes what has not expired.
     bench.repository.release();
@@ -222,7 +222,7 @@ fn what_a_device_has_seen_is_not_forgotten_where_its_file_is_damaged() {
     let whole = bench.kept();
     for length in [0, 1, whole.len() / 2, whole.len() - 1] {
         fs::write(device.join("trust.json"), &whole[..length]).unwrap();
-        let error = Trust::open(&device, &anchor).unwrap_err().to_string();
+        let error = Trust::open(&device, &anchor, &names()[0]).unwrap_err().to_string();
         assert!(error.contains("it is not known which releases this device has seen"), "{error}");
     }
 }
@@ -353,7 +353,7 @@ fn a_desired_state_is_followed_only_from_who_may_say_so() {
     }
     // After a restart it is known what is followed, and what was seen.
     let anchor = bench.folder.path().join("root.json");
-    let mut again = Trust::open(&bench.folder.path().join("device"), &anchor).unwrap();
+    let mut again = Trust::open(&bench.folder.path().join("device"), &anchor, &names()[0]).unwrap();
     assert_eq!(again.desired().unwrap().revision, 5);
     let error = again.follow(&desire(&honest(4), &[&key()]), &repository, at, NOW).unwrap_err();
     assert_eq!(error.attack(), Some(Attack::Rollback));

@@ -51,8 +51,9 @@ impl Operator {
 
     fn edge_box(&self, source: &str) -> EdgeBox {
         let root = self.folder.path().join("root.json");
+        let root = root.display();
         let extra =
-            format!("updates.root = {root:?}\nupdates.source = {source:?}\nupdates.interval = \"1s\"\n");
+            format!("updates.root = \"{root}\"\nupdates.source = {source:?}\nupdates.interval = \"1s\"\n");
         EdgeBox::new(&self.broker.url(), &self.fixture, &extra).unwrap()
     }
 

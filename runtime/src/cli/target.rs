@@ -60,7 +60,7 @@ fn fetch(
 ) -> Result<Installed, Fault> {
     let folder = device.data_dir.join("updates");
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
-    let repository = Trust::open(&folder, root)?.refresh(source, clock)?;
+    let repository = Trust::open(&folder, root, &device.site)?.refresh(source, clock)?;
     let target = repository.find(&device.site, name)?;
     let file = repository.target(&device.site, &target)?;
     let bar = ProgressBar::new(target.length).with_style(

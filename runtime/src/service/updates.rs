@@ -51,7 +51,7 @@ impl Following {
             return Ok(None);
         };
         let folder = device.data_dir.join("updates");
-        let trust = Trust::open(&folder, root).map_err(Error::from)?;
+        let trust = Trust::open(&folder, root, &device.site).map_err(Error::from)?;
         let downloads = Downloads::open(&folder.join("downloads")).map_err(Error::from)?;
         let (heard, hear) = mpsc::channel();
         let (follow, handle) = connection(device, true, heard)?;

@@ -149,12 +149,12 @@ pub(super) fn of_tuf(error: &Tuf, source_name: &str) -> UpdateError {
         Tuf::VersionMismatch { .. }
         | Tuf::SnapshotRoleMissing { .. }
         | Tuf::SnapshotTargetsMetaMissing { .. }
-        | Tuf::MetaMissing { .. } => Attack::MixAndMatch,
+        | Tuf::MetaMissing { .. }
+        | Tuf::HashMismatch { .. } => Attack::MixAndMatch,
         Tuf::VerifyMetadata { .. } | Tuf::VerifyRoleMetadata { .. } | Tuf::VerifyTrustedMetadata { .. } => {
             Attack::Signature
         }
         Tuf::MaxSizeExceeded { .. } | Tuf::MaxUpdatesExceeded { .. } => Attack::EndlessData,
-        Tuf::HashMismatch { .. } => Attack::MixAndMatch,
         Tuf::Transport { source, .. } => return of_transport(source, source_name),
         _ => Attack::Malformed,
     };

@@ -1,14 +1,18 @@
 //! The bytes of targets: fetched in pieces, taken up again where they broke off, believed by their digest.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use firmware_config::TargetRef;
 use sha2::{Digest, Sha256};
 
 use super::source::{Source, SourceError, TargetFile};
 use super::{Attack, UpdateError};
+use crate::disk::{Disk, RealDisk};
+use crate::files::create_folders_on;
+use crate::tensor::hex;
 
 /// What has come is synced so often, so that little is fetched twice after a power cut.
 const SYNC_EVERY: u64 = 1 << 20;
@@ -23,16 +27,28 @@ pub struct Progress {
 }
 
 /// The folder of files that are being fetched. Each is named by its digest, so that what one release began another goes on with.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Downloads {
+    disk: Arc<dyn Disk>,
     folder: PathBuf,
+}
+
+impl fmt::Debug for Downloads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Downloads").field("folder", &self.folder).finish_non_exhaustive()
+    }
 }
 
 impl Downloads {
     /// Downloads in `folder`, which is made if need be.
     pub fn open(folder: &Path) -> Result<Self, UpdateError> {
-        fs::create_dir_all(folder).map_err(UpdateError::io(folder))?;
-        Ok(Self { folder: folder.into() })
+        Self::on(Arc::new(RealDisk::Shared), folder)
+    }
+
+    /// As [`Self::open`], on any disk.
+    pub(super) fn on(disk: Arc<dyn Disk>, folder: &Path) -> Result<Self, UpdateError> {
+        create_folders_on(&*disk, folder, folder).map_err(UpdateError::io(folder))?;
+        Ok(Self { disk, folder: folder.into() })
     }
 
     /// Where the file is, or will be.
@@ -42,7 +58,8 @@ impl Downloads {
 
     /// How much of it is here.
     pub fn progress(&self, target: &TargetRef) -> Progress {
-        let bytes = fs::metadata(self.path(target)).map_or(0, |found| found.len().min(target.length));
+        let found = self.disk.length(&self.path(target)).ok().flatten();
+        let bytes = found.unwrap_or(0).min(target.length);
         Progress { bytes, of: target.length }
     }
 
@@ -61,11 +78,11 @@ impl Downloads {
         loop {
             let resumed = self.progress(target).bytes;
             self.append(source, target, file, resumed, told)?;
-            let found = digest(&path).map_err(UpdateError::io(&path))?;
+            let found = self.digest(&path).map_err(UpdateError::io(&path))?;
             if found == target.sha256 {
                 return Ok(path);
             }
-            fs::remove_file(&path).map_err(UpdateError::io(&path))?;
+            self.disk.remove(&path).map_err(UpdateError::io(&path))?;
             if resumed == 0 {
                 return Err(UpdateError::Target {
                     target: target.name.clone(),
@@ -85,8 +102,14 @@ impl Downloads {
         told: &mut dyn FnMut(Progress) -> bool,
     ) -> Result<(), UpdateError> {
         let path = self.path(target);
-        let mut part =
-            OpenOptions::new().create(true).append(true).open(&path).map_err(UpdateError::io(&path))?;
+        let opened = match self.disk.length(&path) {
+            Ok(Some(_)) => self.disk.open(&path),
+            Ok(None) => {
+                self.disk.create(&path).and_then(|file| self.disk.sync_folder(&self.folder).map(|()| file))
+            }
+            Err(error) => Err(error),
+        };
+        let part = opened.map_err(UpdateError::io(&path))?;
         // More than the whole is nothing that was fetched for it.
         part.set_len(from).map_err(UpdateError::io(&path))?;
         let (mut bytes, mut synced, mut long, mut stopped, mut disk) = (from, from, false, false, None);
@@ -98,9 +121,9 @@ impl Downloads {
                 return Err(io::Error::other("no more of it"));
             }
             let mut write = || {
-                part.write_all(piece)?;
+                part.write_at(bytes - piece.len() as u64, piece)?;
                 if bytes - synced >= SYNC_EVERY {
-                    part.sync_data()?;
+                    part.sync()?;
                     synced = bytes;
                 }
                 Ok(())
@@ -116,14 +139,14 @@ impl Downloads {
             return Err(UpdateError::io(&path)(error));
         }
         if long {
-            fs::remove_file(&path).map_err(UpdateError::io(&path))?;
+            self.disk.remove(&path).map_err(UpdateError::io(&path))?;
             return Err(UpdateError::Target {
                 target: target.name.clone(),
                 attack: Attack::EndlessData,
                 detail: format!("more than its {} bytes came from {}", target.length, source.name()),
             });
         }
-        part.sync_all().map_err(UpdateError::io(&path))?;
+        part.sync().map_err(UpdateError::io(&path))?;
         fetched?;
         if bytes < target.length {
             let detail = if stopped {
@@ -139,29 +162,31 @@ impl Downloads {
     /// Removes what no target in `wanted` needs.
     pub fn clean(&self, wanted: &[&TargetRef]) -> Result<(), UpdateError> {
         let kept: Vec<PathBuf> = wanted.iter().map(|target| self.path(target)).collect();
-        for entry in fs::read_dir(&self.folder).map_err(UpdateError::io(&self.folder))? {
-            let path = entry.map_err(UpdateError::io(&self.folder))?.path();
-            if path.extension().is_some_and(|ending| ending == "part") && !kept.contains(&path) {
-                fs::remove_file(&path).map_err(UpdateError::io(&path))?;
+        for entry in self.disk.list(&self.folder).map_err(UpdateError::io(&self.folder))? {
+            let path = self.folder.join(&entry.name);
+            if entry.name.strip_suffix(".part").is_some() && !kept.contains(&path) {
+                self.disk.remove(&path).map_err(UpdateError::io(&path))?;
             }
         }
         Ok(())
     }
-}
 
-fn digest(path: &Path) -> io::Result<String> {
-    let (mut file, mut sha, mut piece) = (File::open(path)?, Sha256::new(), vec![0; 64 << 10]);
-    loop {
-        match file.read(&mut piece)? {
-            0 => break,
-            n => sha.update(&piece[..n]),
+    fn digest(&self, path: &Path) -> io::Result<String> {
+        let file = self.disk.open(path)?;
+        let (mut sha, mut piece, mut at, length) = (Sha256::new(), vec![0; 64 << 10], 0, file.len()?);
+        while at < length {
+            let n = (length - at).min(piece.len() as u64);
+            file.read_at(at, &mut piece[..n as usize])?;
+            sha.update(&piece[..n as usize]);
+            at += n;
         }
+        Ok(hex(sha))
     }
-    Ok(sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::fs;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
@@ -169,10 +194,10 @@ mod tests {
 
     /// Ends each answer after a few bytes, and counts what it has sent.
     #[derive(Debug)]
-    struct Torn {
+    pub struct Torn {
         content: Vec<u8>,
         piece: usize,
-        sent: AtomicU64,
+        pub sent: AtomicU64,
     }
 
     impl Source for Torn {
@@ -199,11 +224,11 @@ mod tests {
         }
     }
 
-    fn source(content: &[u8], piece: usize) -> Torn {
+    pub fn source(content: &[u8], piece: usize) -> Torn {
         Torn { content: content.to_vec(), piece, sent: AtomicU64::new(0) }
     }
 
-    fn target(content: &[u8]) -> TargetRef {
+    pub fn target(content: &[u8]) -> TargetRef {
         TargetRef { name: "north/a.plugin".into(), length: content.len() as u64, sha256: sha256(content) }
     }
 

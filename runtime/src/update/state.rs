@@ -10,10 +10,14 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::UpdateError;
-use crate::files::write_atomically;
+use crate::disk::Disk;
+use crate::files::write_atomically_on;
 use crate::tensor::sha256;
 
 const SCHEMA: &str = "scanside.trust/1";
+
+/// Four metadata files and a desired state have a few megabytes at most.
+const MOST_BYTES: u64 = 32 << 20;
 
 /// See the module's description.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -55,8 +59,8 @@ struct File {
 
 impl State {
     /// None where there is no file.
-    pub fn read(path: &Path) -> Result<Option<Self>, UpdateError> {
-        let text = match std::fs::read_to_string(path) {
+    pub fn read(disk: &dyn Disk, path: &Path) -> Result<Option<Self>, UpdateError> {
+        let bytes = match disk.read(path, MOST_BYTES) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(UpdateError::io(path))?,
         };
@@ -68,7 +72,7 @@ impl State {
             ),
             damaged: true,
         };
-        let file: File = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+        let file: File = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
         if file.schema != SCHEMA {
             return Err(damaged(format!("its schema is {}, expected {SCHEMA}", file.schema)));
         }
@@ -78,11 +82,11 @@ impl State {
         serde_json::from_str(&file.state).map(Some).map_err(|error| damaged(error.to_string()))
     }
 
-    pub fn write(&self, path: &Path) -> Result<(), UpdateError> {
+    pub fn write(&self, disk: &dyn Disk, path: &Path) -> Result<(), UpdateError> {
         let state = serde_json::to_string(self).unwrap_or_default();
         let file = File { schema: SCHEMA.into(), sha256: sha256(state.as_bytes()), state };
         let bytes = serde_json::to_vec_pretty(&file).unwrap_or_default();
-        write_atomically(path, &bytes).map_err(UpdateError::io(path))
+        write_atomically_on(disk, path, &bytes).map_err(UpdateError::io(path))
     }
 }
 
@@ -92,9 +96,9 @@ mod tests {
 
     #[test]
     fn a_state_that_was_changed_or_cut_short_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
+        let (folder, disk) = (tempfile::tempdir().unwrap(), crate::disk::RealDisk::Shared);
         let path = folder.path().join("trust.json");
-        assert_eq!(State::read(&path).unwrap(), None);
+        assert_eq!(State::read(&disk, &path).unwrap(), None);
         let state = State {
             anchor: "a".into(),
             root: "{\"signed\":1}".into(),
@@ -104,15 +108,15 @@ mod tests {
             clock: 17,
             desired: Some(Followed { revision: 3, signed: "x".into() }),
         };
-        state.write(&path).unwrap();
-        assert_eq!(State::read(&path).unwrap().as_ref(), Some(&state));
+        state.write(&disk, &path).unwrap();
+        assert_eq!(State::read(&disk, &path).unwrap().as_ref(), Some(&state));
         let bytes = std::fs::read(&path).unwrap();
         for length in 0..bytes.len() {
             std::fs::write(&path, &bytes[..length]).unwrap();
-            assert!(State::read(&path).is_err(), "cut to {length} bytes");
+            assert!(State::read(&disk, &path).is_err(), "cut to {length} bytes");
         }
         let text = String::from_utf8(bytes).unwrap();
         std::fs::write(&path, text.replace(r#"\"clock\":17"#, r#"\"clock\":16"#)).unwrap();
-        assert!(State::read(&path).unwrap_err().to_string().contains("digest"));
+        assert!(State::read(&disk, &path).unwrap_err().to_string().contains("digest"));
     }
 }

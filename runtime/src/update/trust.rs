@@ -1,6 +1,8 @@
 //! Signed metadata: what the trusted root leads to, verified by tough and kept in [`State`].
 
-use std::fs::{self, File};
+use std::collections::HashMap;
+use std::fmt;
+use std::fs;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +17,8 @@ use super::error::{chain, expired, of_tuf};
 use super::source::{Bridge, MAX_METADATA, Source, TargetFile, metadata_url};
 use super::state::{Followed, State};
 use super::{Attack, UpdateError};
+use crate::disk::{Disk, RealDisk};
+use crate::files::create_folders_on;
 use crate::tensor::sha256;
 
 /// A new root is looked for so often in a row at most: a thousand would be endless data.
@@ -24,9 +28,10 @@ const MAX_ROOTS: u64 = 256;
 const MAX_DESIRED: usize = 128 << 10;
 
 /// The trust of a device: from the root that it was given to what it has seen since.
-#[derive(Debug)]
 pub struct Trust {
+    disk: Arc<dyn Disk>,
     folder: PathBuf,
+    site: TopicLevel,
     state: State,
 }
 
@@ -37,17 +42,25 @@ pub struct Repository {
     source: Arc<dyn Source>,
 }
 
+impl fmt::Debug for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trust").field("folder", &self.folder).finish_non_exhaustive()
+    }
+}
+
 impl Trust {
     /// Takes up what is kept in `folder`, or begins with the root file `anchor`, which was brought to this device by a way that its
-    /// owner trusts. With another anchor than before, trust begins anew: that is how a lost set of root keys is replaced.
-    pub fn open(folder: &Path, anchor: &Path) -> Result<Self, UpdateError> {
+    /// owner trusts, for a device of `site`. With another anchor than before, trust begins anew: that is how a lost set of root keys is
+    /// replaced.
+    pub fn open(folder: &Path, anchor: &Path, site: &TopicLevel) -> Result<Self, UpdateError> {
         let root = |detail: String| UpdateError::Root { path: anchor.into(), detail };
         let bytes = fs::read(anchor).map_err(|error| root(error.to_string()))?;
         let parsed: Signed<Root> = serde_json::from_slice(&bytes).map_err(|error| root(error.to_string()))?;
         parsed.signed.verify_role(&parsed).map_err(|error| root(chain(&error)))?;
-        fs::create_dir_all(folder).map_err(UpdateError::io(folder))?;
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk::Shared);
+        create_folders_on(&*disk, folder, folder).map_err(UpdateError::io(folder))?;
         let digest = sha256(&bytes);
-        let kept = State::read(&folder.join("trust.json"))?;
+        let kept = State::read(&*disk, &folder.join("trust.json"))?;
         let state = match kept {
             Some(state) if state.anchor == digest => state,
             other => {
@@ -65,7 +78,7 @@ impl Trust {
                 }
             }
         };
-        Ok(Self { folder: folder.into(), state })
+        Ok(Self { disk, folder: folder.into(), site: site.clone(), state })
     }
 
     /// The time that expiry is judged by: the clock's, or the latest that was ever known where the clock lags behind that.
@@ -81,15 +94,14 @@ impl Trust {
     pub fn refresh(&mut self, source: &Arc<dyn Source>, clock: i64) -> Result<Repository, UpdateError> {
         // One process at a time: the service and the command line would take each other's newer state for theirs.
         let lock = self.folder.join("lock");
-        let held = File::create(&lock)
-            .and_then(|file| file.lock().map(|()| file))
-            .map_err(UpdateError::io(&lock))?;
-        if let Some(newer) =
-            State::read(&self.folder.join("trust.json"))?.filter(|kept| kept.anchor == self.state.anchor)
+        let held = self.disk.wait_lock(&lock).map_err(UpdateError::io(&lock))?;
+        if let Some(newer) = State::read(&*self.disk, &self.folder.join("trust.json"))?
+            .filter(|kept| kept.anchor == self.state.anchor)
         {
             self.state = newer;
         }
-        let scratch = tempfile::tempdir_in(&self.folder).map_err(UpdateError::io(&self.folder))?;
+        // What tough writes there need not outlive it.
+        let scratch = tempfile::tempdir().map_err(UpdateError::io(std::env::temp_dir()))?;
         let kept = [
             ("timestamp.json", &mut self.state.timestamp),
             ("snapshot.json", &mut self.state.snapshot),
@@ -101,7 +113,7 @@ impl Trust {
             }
         }
         let repository = load(&self.state.root, scratch.path(), source)?;
-        repository.unexpired(clock.max(self.state.clock))?;
+        repository.unexpired(&self.site, clock.max(self.state.clock))?;
         let read = |name: &str| {
             let path = scratch.path().join(name);
             fs::read_to_string(&path).map_err(UpdateError::io(path))
@@ -176,7 +188,7 @@ impl Trust {
     }
 
     fn write(&self) -> Result<(), UpdateError> {
-        self.state.write(&self.folder.join("trust.json"))
+        self.state.write(&*self.disk, &self.folder.join("trust.json"))
     }
 }
 
@@ -270,27 +282,26 @@ impl Repository {
         let mut root = self.inner.root().signed.clone();
         root.keys.clone_from(&delegations.keys);
         let keys =
-            RoleKeys { keyids: role.keyids.clone(), threshold: role.threshold, _extra: Default::default() };
+            RoleKeys { keyids: role.keyids.clone(), threshold: role.threshold, _extra: HashMap::default() };
         root.roles = [(RoleType::DelegatedTargets, keys)].into();
         Ok(root)
     }
 
-    /// Checks that nothing of it has expired at `now`.
-    fn unexpired(&self, now: i64) -> Result<(), UpdateError> {
+    /// Checks that nothing of it that matters to `site` has expired at `now`: what another site let lapse is none of ours.
+    fn unexpired(&self, site: &TopicLevel, now: i64) -> Result<(), UpdateError> {
         let top = &self.inner;
+        let delegated = self.site(site.as_str()).ok().flatten().map(|role| role.signed.expires);
         let roles = [
-            (RoleType::Root, top.root().signed.expires),
-            (RoleType::Timestamp, top.timestamp().signed.expires),
-            (RoleType::Snapshot, top.snapshot().signed.expires),
-            (RoleType::Targets, top.targets().signed.expires),
+            (RoleType::Root, Some(top.root().signed.expires)),
+            (RoleType::Timestamp, Some(top.timestamp().signed.expires)),
+            (RoleType::Snapshot, Some(top.snapshot().signed.expires)),
+            (RoleType::Targets, Some(top.targets().signed.expires)),
+            (RoleType::DelegatedTargets, delegated),
         ];
-        let sites = top.targets().signed.delegations.iter().flat_map(|delegations| &delegations.roles);
-        let sites =
-            sites.filter_map(|role| Some((role.name.as_str(), role.targets.as_ref()?.signed.expires)));
-        let all = roles.into_iter().map(|(role, at)| (role, "", at));
-        for (role, name, at) in all.chain(sites.map(|(name, at)| (RoleType::DelegatedTargets, name, at))) {
+        for (role, at) in roles.into_iter().filter_map(|(role, at)| Some((role, at?))) {
             if at.as_second() < now {
-                return Err(expired(role, name, &at.to_string(), utc(now).as_str(), &self.source.name()));
+                let (at, now) = (at.to_string(), utc(now));
+                return Err(expired(role, site.as_str(), &at, now.as_str(), &self.source.name()));
             }
         }
         Ok(())
@@ -298,7 +309,10 @@ impl Repository {
 }
 
 fn reference(name: &str, target: &Target) -> TargetRef {
-    let sha256 = target.hashes.sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut sha256 = String::new();
+    for byte in target.hashes.sha256.iter() {
+        sha256 += &format!("{byte:02x}");
+    }
     TargetRef { name: name.into(), length: target.length, sha256 }
 }
 
