@@ -448,55 +448,6 @@ fn told(desk: &Desk, port: u16) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// The commands of the page's first part, as they stand there, against devices that do as they are told.
-#[test]
-fn the_page_takes_an_operator_from_no_keys_to_a_rollout_and_back() {
-    let page = fs::read_to_string("../docs/fleet.md").unwrap();
-    let part = page.split("\n## ").find(|part| part.starts_with("From no keys")).unwrap();
-    let (desk, broker) = (Desk(tempfile::tempdir().unwrap()), Mosquitto::start().unwrap());
-    for version in ["1.0.0", "1.1.0"] {
-        let fixture = plugin(version);
-        fs::copy(&fixture.plugin, desk.path(&format!("lesion-{version}.plugin"))).unwrap();
-        fs::copy(&fixture.graph, desk.path(&format!("lesion-{version}.onnx"))).unwrap();
-    }
-    let _devices = Devices::start(broker.port, &[]);
-    let mut blocks = part.split("```");
-    let mut commands = 0;
-    while let (Some(_), Some(block)) = (blocks.next(), blocks.next()) {
-        if let Some(fleet) = block.strip_prefix("toml\n").filter(|toml| toml.contains("[sites]")) {
-            fs::write(desk.path("repository/fleet.toml"), fleet).unwrap();
-        }
-        for line in block.strip_prefix("sh\n").unwrap_or_default().lines() {
-            let line = line.replace("mqtt://127.0.0.1:1883", &broker.url());
-            let words: Vec<&str> = line.split_whitespace().collect();
-            assert_eq!(words[0], "scanside-fleet", "{line}");
-            let outcome = desk.run(&words[1..]);
-            assert_eq!(outcome.code, Some(0), "{line}: {outcome:?}");
-            commands += 1;
-            let both = |name: &str| ["ct-1", "ct-2"].map(|d| (d.to_owned(), name.to_owned())).into();
-            match &[words[1], words.get(2).copied().unwrap_or_default()] {
-                ["rollout", "start"] => {
-                    assert_eq!(told(&desk, broker.port), both("north/lesion-1.1.0.plugin"));
-                }
-                ["rollout", "status"] => assert!(
-                    outcome.stdout.contains("done") && outcome.stdout.contains("2 healthy"),
-                    "{outcome:?}"
-                ),
-                ["rollout", "abort"] => {
-                    assert_eq!(told(&desk, broker.port), both("north/lesion-1.0.0.plugin"));
-                }
-                ["status", _] => assert!(
-                    outcome.stdout.contains("2 devices") && outcome.stdout.contains("active"),
-                    "{outcome:?}"
-                ),
-                ["audit", _] => assert!(outcome.stdout.contains("north/lesion-1.0.0.plugin"), "{outcome:?}"),
-                _ => {}
-            }
-        }
-    }
-    assert!(commands >= 12, "{commands} commands");
-}
-
 #[test]
 fn a_rollout_stops_at_its_threshold_and_survives_its_operator() {
     let (desk, broker) = (Desk::new(), Mosquitto::start().unwrap());
