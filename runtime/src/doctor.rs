@@ -107,6 +107,7 @@ pub fn examine(config: Option<Result<&Device, String>>, now: SystemTime) -> Vec<
     checks.push(service.check());
     checks.push(network::dicom(device, &service));
     checks.push(network::broker(device));
+    checks.extend(network::updates(device));
     checks
 }
 

@@ -33,4 +33,4 @@ pub use https::Https;
 pub use mqtt::Mqtt;
 pub use plan::{Action, Standing, plan};
 pub use source::{Source, SourceError, Take, TargetFile};
-pub use trust::{Repository, Trust};
+pub use trust::{Repository, Trust, read_root};

@@ -19,6 +19,7 @@ use tests::fixture::{Fixture, random_backbone};
 use tests::golden::plugin;
 use tests::mosquitto::{Mosquitto, free_port};
 use tests::programs::{Outcome, program, run};
+use tests::repository::Repository;
 use tests::scanner::{Folder, TITLE, listen};
 
 /// A box with everything in place, and nothing running.
@@ -395,4 +396,27 @@ fn without_a_configuration_the_box_alone_is_looked_at() {
     assert_eq!(names, ["cpu", "memory", "clock"]);
     let (_, told) = finding(&all, "cpu");
     assert!(told.starts_with(std::env::consts::ARCH), "{told}");
+}
+
+#[test]
+fn a_root_and_a_repository_are_looked_at() {
+    let broker = Mosquitto::start().unwrap();
+    let mut device = Device::new(&broker.url(), |_| ());
+    let place = tempfile::tempdir().unwrap();
+    let (root, served) = (place.path().join("root.json"), place.path().join("served"));
+    device.more = format!("[updates]\nroot = '{}'\nsource = '{}'", root.display(), served.display());
+    fs::write(&root, "{}").unwrap();
+    device.fails("updates", "is no trusted root");
+    let mut repository = Repository::default();
+    fs::write(&root, repository.root_json()).unwrap();
+    fs::create_dir_all(served.join("metadata")).unwrap();
+    device.fails("updates", "holds no metadata/timestamp.json");
+    repository.release();
+    repository.write(&served);
+    let found = checks(&doctor(&device.config(), &[]));
+    let (grade, finding) = finding(&found, "updates");
+    assert!(grade == "ok" && finding.contains("answers; the trusted root has version 1"), "{finding}");
+    fs::remove_dir_all(&served).unwrap();
+    let found = checks(&doctor(&device.config(), &[]));
+    assert_eq!(self::finding(&found, "updates").0, "warn");
 }

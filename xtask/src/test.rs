@@ -46,6 +46,24 @@ pub fn run_chore(long: bool) -> Result<()> {
     // The integration tests start the programs, and cargo does not build another package's programs for them.
     timed("Build", &|| cargo_step(&["build", "--workspace", "--release", "--bins"]))?;
     timed("Tests", &|| cargo_step(&["test", "--workspace", "--release"]))?;
+    // Again, in seconds, for what they say: what was tried, and what it was refused with.
+    timed("Attacks and power cuts, told", &|| {
+        let told = ["--quiet", "--", "--show-output"];
+        let cuts = ["test", "--workspace", "--release", "--lib"];
+        cargo_step(&[&cuts[..], &told, &["power_cut", "without_any_one_of_the_syncs"]].concat())?;
+        let attacks = [
+            "test",
+            "--workspace",
+            "--release",
+            "--test",
+            "update_attacks",
+            "--test",
+            "slots",
+            "--test",
+            "fleet",
+        ];
+        cargo_step(&[&attacks[..], &told].concat())
+    })?;
     timed("Tests for aarch64, emulated", &|| cross::test(long))?;
     // The program as it was just built stands in for amd64's own build, which takes as long as all the others.
     timed("Debian packages", &deb::test)?;

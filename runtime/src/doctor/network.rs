@@ -2,13 +2,15 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use firmware_config::device::{Device, Listen};
+use firmware_config::device::{Device, Listen, Source as Address};
 
 use super::Check;
 use crate::ingest::listener::{Tls, echo};
 use crate::publish::{Patience, endpoint, probe};
+use crate::update::{Folder, Https, Source, UpdateError, read_root};
 
 /// For each answer from this machine or its network.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -78,6 +80,42 @@ impl Service {
             }
         }
     }
+}
+
+/// The signed repository: a root that can be trusted, and a source that answers. Where the source is the broker, its own check asks.
+pub(super) fn updates(device: &Device) -> Option<Check> {
+    let updates = &device.updates;
+    let version = match read_root(updates.root.as_ref()?) {
+        Ok((_, version)) => version,
+        Err(error) => {
+            return Some(Check::fail(
+                "updates",
+                error.to_string(),
+                "carry the fleet's root.json to this device",
+            ));
+        }
+    };
+    let source: Result<Box<dyn Source>, UpdateError> = match &updates.source {
+        None | Some(Address::Mqtt) => {
+            return Some(Check::ok("updates", format!("the trusted root has version {version}")));
+        }
+        Some(Address::Folder(folder)) => Ok(Box::new(Folder(folder.clone()))),
+        Some(Address::Https(base)) => {
+            Https::new(base, updates.ca.as_deref().unwrap_or(Path::new(""))).map(|https| Box::new(https) as _)
+        }
+    };
+    let found = source.and_then(|source| Ok((source.metadata("timestamp.json", 1 << 20)?, source.name())));
+    let remedy = "see `updates.source` in docs/config.md, and docs/fleet.md for what must lie there";
+    Some(match found {
+        Ok((Some(_), name)) => {
+            Check::ok("updates", format!("{name} answers; the trusted root has version {version}"))
+        }
+        Ok((None, name)) => {
+            Check::fail("updates", format!("{name} holds no metadata/timestamp.json"), remedy)
+        }
+        // What is active goes on without it.
+        Err(error) => Check::warn("updates", error.to_string(), remedy),
+    })
 }
 
 /// The DICOM port: free, or our own service's.

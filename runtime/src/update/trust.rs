@@ -53,10 +53,7 @@ impl Trust {
     /// owner trusts, for a device of `site`. With another anchor than before, trust begins anew: that is how a lost set of root keys is
     /// replaced.
     pub fn open(folder: &Path, anchor: &Path, site: &TopicLevel) -> Result<Self, UpdateError> {
-        let root = |detail: String| UpdateError::Root { path: anchor.into(), detail };
-        let bytes = fs::read(anchor).map_err(|error| root(error.to_string()))?;
-        let parsed: Signed<Root> = serde_json::from_slice(&bytes).map_err(|error| root(error.to_string()))?;
-        parsed.signed.verify_role(&parsed).map_err(|error| root(chain(&error)))?;
+        let bytes = read_root(anchor)?.0;
         let disk: Arc<dyn Disk> = Arc::new(RealDisk::Shared);
         create_folders_on(&*disk, folder, folder).map_err(UpdateError::io(folder))?;
         let digest = sha256(&bytes);
@@ -69,7 +66,7 @@ impl Trust {
                 }
                 State {
                     anchor: digest,
-                    root: String::from_utf8(bytes).map_err(|error| root(error.to_string()))?,
+                    root: String::from_utf8_lossy(&bytes).into_owned(),
                     timestamp: None,
                     snapshot: None,
                     targets: None,
@@ -190,6 +187,15 @@ impl Trust {
     fn write(&self) -> Result<(), UpdateError> {
         self.state.write(&*self.disk, &self.folder.join("trust.json"))
     }
+}
+
+/// The bytes and version of a root file that signs itself.
+pub fn read_root(anchor: &Path) -> Result<(Vec<u8>, u64), UpdateError> {
+    let wrong = |detail: String| UpdateError::Root { path: anchor.into(), detail };
+    let bytes = fs::read(anchor).map_err(|error| wrong(error.to_string()))?;
+    let root: Signed<Root> = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+    root.signed.verify_role(&root).map_err(|error| wrong(chain(&error)))?;
+    Ok((bytes, root.signed.version.get()))
 }
 
 /// Runs tough on what was trusted before, in `scratch`, and on what `source` has now.
