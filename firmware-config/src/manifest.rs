@@ -44,6 +44,9 @@ pub struct Manifest {
     pub parameters: usize,
     /// SHA-256 of the canonical content: factors, query, head, LoRA scaling and recipe.
     pub content_sha256: String,
+    /// How factors, query and head stand in the file; merged and hashed they are f32 in any case.
+    #[serde(default, skip_serializing_if = "ContentDtype::is_default")]
+    pub content_dtype: ContentDtype,
     /// SHA-256 of the merged task graph.
     pub graph_sha256: String,
     /// What a device must reproduce before the plugin goes live.
@@ -51,6 +54,24 @@ pub struct Manifest {
     pub golden: Vec<GoldenCase>,
     /// What wrote the plugin, for example `scanside-train 0.1.0`.
     pub build: String,
+}
+
+/// How factors, query and head stand in a plugin file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ContentDtype {
+    /// Four bytes a number.
+    #[default]
+    F32,
+    /// Two bytes a number (IEEE 754 binary16): half the megabyte, for numbers that were rounded before anything was made of them.
+    F16,
+}
+
+impl ContentDtype {
+    /// Whether it need not be written.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Name and version of a task.

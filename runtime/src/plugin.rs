@@ -5,7 +5,7 @@
 //! | member | content |
 //! | --- | --- |
 //! | `manifest.json` | [`Manifest`] |
-//! | `content.safetensors` | factors, query and head, f32 |
+//! | `content.safetensors` | factors, query and head, f32 or f16 as the manifest says |
 //! | `golden.safetensors` | synthetic input volumes `[nz, ny, nx]`, one a golden case |
 //! | `card.md` | model card |
 //! | `SHA256SUMS` | digests of the four, as `sha256sum -c` reads them |

@@ -205,17 +205,35 @@ fn to_f32(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
 /// The bytes of a safetensors file with these tensors: the same tensors always give the same bytes.
 /// At most one entry of `metadata` is written, since the format does not order them.
 pub fn safetensors_bytes(tensors: &Tensors, metadata: Option<(&str, &str)>) -> Vec<u8> {
-    let bytes: Vec<(&String, &Tensor, Vec<u8>)> = tensors
-        .iter()
-        .map(|(name, t)| (name, t, t.data.iter().flat_map(|x| x.to_le_bytes()).collect()))
-        .collect();
+    serialise(tensors, Dtype::F32, |x| x.to_le_bytes().to_vec(), metadata)
+}
+
+/// As [`safetensors_bytes`], in half precision: exact for numbers that were [`round_to_f16`].
+pub fn safetensors_f16_bytes(tensors: &Tensors) -> Vec<u8> {
+    serialise(tensors, Dtype::F16, |x| half::f16::from_f32(x).to_le_bytes().to_vec(), None)
+}
+
+fn serialise(
+    tensors: &Tensors,
+    dtype: Dtype,
+    bytes: impl Fn(f32) -> Vec<u8>,
+    metadata: Option<(&str, &str)>,
+) -> Vec<u8> {
+    let bytes: Vec<(&String, &Tensor, Vec<u8>)> =
+        tensors.iter().map(|(name, t)| (name, t, t.data.iter().flat_map(|&x| bytes(x)).collect())).collect();
     let views = bytes.iter().map(|(name, t, bytes)| {
-        let view =
-            TensorView::new(Dtype::F32, t.shape.clone(), bytes).expect("a tensor's bytes fit its shape");
+        let view = TensorView::new(dtype, t.shape.clone(), bytes).expect("a tensor's bytes fit its shape");
         (name.as_str(), view)
     });
     let metadata = metadata.map(|(k, v)| HashMap::from([(k.to_owned(), v.to_owned())]));
-    safetensors::serialize(views, metadata).expect("f32 tensors with few names serialise")
+    safetensors::serialize(views, metadata).expect("tensors with few names serialise")
+}
+
+/// Rounds to the nearest number of half precision; beyond its range (65,504) a number becomes infinite.
+pub fn round_to_f16(data: &mut [f32]) {
+    for x in data {
+        *x = half::f16::from_f32(*x).to_f32();
+    }
 }
 
 /// Lower-case hexadecimal of a finished SHA-256.

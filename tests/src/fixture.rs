@@ -138,6 +138,7 @@ pub fn random_task(backbone: &Backbone) -> Plugin {
         heatmap: backbone.arch.heatmap().into(),
         parameters: content.values().map(|t| t.data.len()).sum(),
         content_sha256: String::new(),
+        content_dtype: firmware_config::ContentDtype::F32,
         graph_sha256: "0".repeat(64),
         golden: Vec::new(),
         build: "tests".into(),

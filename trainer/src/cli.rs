@@ -133,6 +133,9 @@ struct Export {
     /// backbone file's]
     #[arg(long, value_name = "NAMING", requires = "peft")]
     peft_naming: Option<String>,
+    /// Round factors, query and head to half precision: half the bytes to ship; the graph is as large and as fast
+    #[arg(long)]
+    half: bool,
     /// Data table, for the scans compared [default: where the run was fitted]
     #[arg(long, value_name = "CSV")]
     data: Option<PathBuf>,
@@ -367,6 +370,7 @@ fn run_export(args: Export) -> Result<()> {
         backbone: args.moved.backbone,
         data: args.data,
         peft: args.peft.map(|folder| (folder, args.peft_naming)),
+        half: args.half,
         device: device::open(&args.machine.device)?,
         threads: threads(args.machine.threads),
     })?;

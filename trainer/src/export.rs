@@ -9,7 +9,7 @@ mod parity;
 
 use std::path::{Path, PathBuf};
 
-use firmware_config::{BackboneRef, Label, Manifest, SCHEMA, Threshold};
+use firmware_config::{BackboneRef, ContentDtype, Label, Manifest, SCHEMA, Threshold};
 use runtime::backbone::Naming;
 use runtime::engine::Engine;
 use runtime::plugin::{Plugin, build_graph, content_sha256};
@@ -44,6 +44,8 @@ pub struct Options {
     pub data: Option<PathBuf>,
     /// Folder for the factors as a PEFT adapter, if they are wanted so, and the naming of its modules.
     pub peft: Option<(PathBuf, Option<String>)>,
+    /// Whether factors, query and head are rounded to half precision, and the plugin is half as large.
+    pub half: bool,
     /// Where libtorch computes.
     pub device: Device,
     /// Threads of libtorch and of the engine.
@@ -72,7 +74,11 @@ pub struct Exported {
 /// Exports a run.
 pub fn export(options: &Options) -> Result<Exported, Error> {
     tch::set_num_threads(options.threads.max(1) as i32);
-    let run = Run::open(&options.run)?;
+    let mut run = Run::open(&options.run)?;
+    if options.half {
+        // Before anything is made of them, so that libtorch, graph and plugin have the same numbers.
+        run.best.round_to_f16();
+    }
     let (settings, task) = (run.settings(), &run.settings().task);
     if task.train.pooling != Pooling::Query {
         let problem = format!(
@@ -106,6 +112,7 @@ pub fn export(options: &Options) -> Result<Exported, Error> {
         heatmap: backbone.arch.heatmap().into(),
         parameters: network.parameters.count(),
         content_sha256: String::new(),
+        content_dtype: if options.half { ContentDtype::F16 } else { ContentDtype::F32 },
         lora,
         graph_sha256: String::new(),
         golden: Vec::new(),

@@ -6,6 +6,7 @@
 //! renaming are two such changes.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::io::{self, ErrorKind};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -107,6 +108,16 @@ pub struct Tally {
     pub removed: usize,
     /// Syncs of files and of folders.
     pub synced: usize,
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { writes, made, renamed, removed, synced } = self;
+        write!(
+            f,
+            "{writes} writes, {made} files and folders made, {renamed} renamed, {removed} removed, {synced} syncs"
+        )
+    }
 }
 
 /// The running machine's view of the disk.
@@ -478,6 +489,45 @@ impl Platter {
         }
         SimDisk::of(nodes, self.next, self.points, left_out)
     }
+}
+
+/// What lay on the disk after each of its operations, from none to all.
+pub fn every_cut(disk: &SimDisk, mut each: impl FnMut(usize, &Platter)) {
+    let points = locked(&disk.0).points;
+    let mut platter = Platter::of(&SimDisk::new(points, None));
+    for cut in 0..=disk.operations() {
+        if cut > 0 {
+            platter.follow(disk, cut - 1, cut);
+        }
+        each(cut, &platter);
+    }
+}
+
+/// What a cut may take: all that has a name, and `drawn` of each kind that is drawn.
+pub fn losses(cut: usize, drawn: usize) -> impl Iterator<Item = Loss> {
+    let seeds = (0..drawn).map(move |i| (cut * drawn + i) as u64);
+    let drawn = seeds.flat_map(|seed| [Loss::Torn(seed), Loss::Shuffled(seed)]);
+    [Loss::Everything, Loss::Nothing, Loss::Content, Loss::Names].into_iter().chain(drawn)
+}
+
+/// The first harm that `check` sees on a disk that does not sync `left_out`; `disk` was used without it, too.
+pub fn harm(
+    disk: &SimDisk,
+    left_out: SyncPoint,
+    mut check: impl FnMut(usize, SimDisk) -> Result<(), String>,
+) -> String {
+    let (mut found, mut tried) = (None, 0);
+    every_cut(disk, |cut, platter| {
+        for loss in losses(cut, 20).filter(|loss| !matches!(loss, Loss::Nothing | Loss::Torn(_))) {
+            if found.is_none() {
+                tried += 1;
+                let harm = check(cut, platter.after(loss, Some(left_out))).err();
+                found = harm.map(|harm| format!("cut {cut}, {loss:?}: {harm:.120}"));
+            }
+        }
+    });
+    let harm = found.unwrap_or_else(|| panic!("{tried} losses without the sync of {left_out} did no harm"));
+    format!("without the sync of {left_out}, after {tried} losses: {harm}")
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014).

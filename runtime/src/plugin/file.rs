@@ -3,8 +3,10 @@
 use std::io::Read;
 use std::path::Path;
 
+use firmware_config::ContentDtype;
+
 use super::{Plugin, PluginError, content_sha256, tensor_error};
-use crate::tensor::{parse_safetensors, safetensors_bytes, sha256};
+use crate::tensor::{parse_safetensors, safetensors_bytes, safetensors_f16_bytes, sha256};
 
 const MANIFEST: &str = "manifest.json";
 const CONTENT: &str = "content.safetensors";
@@ -19,9 +21,13 @@ pub const MOST_BYTES: u64 = 256 << 20;
 pub(super) fn encode(plugin: &Plugin) -> Vec<u8> {
     let mut manifest = serde_json::to_vec_pretty(&plugin.manifest).expect("plain data serialises");
     manifest.push(b'\n');
+    let content = match plugin.manifest.content_dtype {
+        ContentDtype::F32 => safetensors_bytes(&plugin.content, None),
+        ContentDtype::F16 => safetensors_f16_bytes(&plugin.content),
+    };
     let mut members = vec![
         (MANIFEST, manifest),
-        (CONTENT, safetensors_bytes(&plugin.content, None)),
+        (CONTENT, content),
         (GOLDEN, safetensors_bytes(&plugin.golden, None)),
         (CARD, plugin.card.clone().into_bytes()),
     ];

@@ -27,6 +27,9 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// The pause grows no longer than this.
 const LONGEST_PAUSE: Duration = Duration::from_mins(10);
 
+/// A stop waits so long for each of the threads.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// A stop is noticed within this time.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -91,13 +94,21 @@ impl Following {
         *locked(&self.policy) = policy(device);
     }
 
-    /// What is under way ends at its next step; what was fetched stays.
+    /// What is under way ends at its next step; what was fetched stays. A server that says nothing is not waited for.
     pub fn stop(self) {
         let [worker, connected] = self.threads;
+        let ends = |thread: &JoinHandle<()>, until: Instant| {
+            while !thread.is_finished() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            thread.is_finished()
+        };
         // The connection outlives the worker, which may wait for its answer.
-        let ended = worker.join();
+        if !ends(&worker, Instant::now() + GRACE) {
+            tracing::warn!("the fetch in hand is left; the next start goes on with it");
+        }
         self.handle.shut_down();
-        let _ = (ended, connected.join());
+        ends(&connected, Instant::now() + GRACE);
     }
 }
 

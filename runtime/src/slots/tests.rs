@@ -77,6 +77,7 @@ fn make_plugin_file(version: &str) -> Vec<u8> {
         heatmap: "attention".into(),
         parameters: 3,
         content_sha256: String::new(),
+        content_dtype: firmware_config::ContentDtype::F32,
         graph_sha256: "0".repeat(64),
         golden: Vec::new(),
         build: "tests".into(),

@@ -58,7 +58,10 @@ pub struct Updates {
     heard: Option<Vec<u8>>,
     /// The metadata that was verified last.
     repository: Option<Repository>,
+    /// Why the desired state that came last is not followed.
     refused: Option<String>,
+    /// What keeps the device from acting on the one that it follows.
+    hindered: Option<String>,
     /// What keeps a task from being as wanted, in a sentence.
     troubles: BTreeMap<String, String>,
     /// Digests that are not tried again before another desired state comes, by task.
@@ -90,6 +93,7 @@ impl Updates {
             heard: None,
             repository: None,
             refused: None,
+            hindered: None,
             troubles: BTreeMap::new(),
             given_up: BTreeMap::new(),
             fresh: BTreeSet::new(),
@@ -129,13 +133,11 @@ impl Updates {
         match self.trust.refresh(&self.source, clock) {
             Ok(repository) => {
                 self.repository = Some(repository);
-                if self.heard.is_none() {
-                    self.refused = None;
-                }
+                self.hindered = None;
             }
             Err(error) => {
                 tracing::warn!(%error, "the signed repository was not taken");
-                self.refused = Some(error.to_string());
+                self.hindered = Some(error.to_string());
                 told(self.reported(clock));
                 // A repository that lies today may be mended tomorrow.
                 return After::Again;
@@ -147,7 +149,7 @@ impl Updates {
             return After::Rest;
         };
         if let Some(refusal) = expired(&desired, self.trust.time(clock)) {
-            self.refused = Some(refusal);
+            self.hindered = Some(refusal);
             told(self.reported(clock));
             return After::Rest;
         }
@@ -187,7 +189,7 @@ impl Updates {
                 Ok(standings) => standings,
                 Err(error) => {
                     tracing::error!(%error, "the plugins of this device cannot be read");
-                    self.refused = Some(error.to_string());
+                    self.hindered = Some(error.to_string());
                     return After::Again;
                 }
             };
@@ -326,7 +328,7 @@ impl Updates {
             build: BUILD.into(),
             at: utc(clock),
             revision: desired.map(|desired| desired.revision),
-            refused: self.refused.clone(),
+            refused: self.refused.clone().or_else(|| self.hindered.clone()),
             metadata: self.metadata(),
             tasks,
         }

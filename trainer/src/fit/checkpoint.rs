@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use runtime::backbone::Tensors;
-use runtime::tensor::{read_safetensors, safetensors_bytes};
+use runtime::tensor::{read_safetensors, round_to_f16, safetensors_bytes};
 use serde::{Deserialize, Serialize};
 use tch::{TchError, Tensor};
 
@@ -100,6 +100,16 @@ impl Checkpoint {
             Some((name.to_owned(), runtime::backbone::Tensor::clone(tensor)))
         };
         self.tensors.iter().filter_map(of).collect()
+    }
+
+    /// Rounds what [`Checkpoint::content`] gives to half precision.
+    pub fn round_to_f16(&mut self) {
+        let prefix = self.judged();
+        for (name, tensor) in &mut self.tensors {
+            if name.strip_prefix(prefix).is_some_and(|name| !name.starts_with(PREFIX)) {
+                round_to_f16(&mut tensor.data);
+            }
+        }
     }
 
     /// Puts what [`Checkpoint::content`] gives, and a decoder where `parameters` have one, into `parameters`.

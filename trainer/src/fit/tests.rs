@@ -124,6 +124,7 @@ impl Bench {
             backbone: None,
             data: None,
             peft: None,
+            half: false,
             device: Device::Cpu,
             threads: 1,
         })
@@ -389,16 +390,17 @@ fn an_export_reproduces_libtorch_and_its_plugin_rebuilds_the_graph() {
         let mut options = bench.options(name);
         options.task.lora.attention = attention;
         fit(&options).unwrap();
-        let exported = export::export(&export::Options {
+        let of = |run: &Path| export::Options {
             peft: None,
-            run: options.out.clone(),
+            half: false,
+            run: run.to_owned(),
             out: bench.path("out"),
             backbone: None,
             data: None,
             device: Device::Cpu,
             threads: 1,
-        })
-        .unwrap();
+        };
+        let exported = export::export(&of(&options.out)).unwrap();
         assert!(exported.parity.logits <= 1e-3 && exported.parity.volumes == 6, "{:?}", exported.parity);
         let (plugin, sha256) = runtime::plugin::Plugin::read(&bench.path("out/bright-1.2.3.plugin")).unwrap();
         assert_eq!(sha256, exported.plugin_sha256);
@@ -425,6 +427,22 @@ fn an_export_reproduces_libtorch_and_its_plugin_rebuilds_the_graph() {
             assert!(plugin.card.contains(part), "{part} in {}", plugin.card);
         }
         assert!(plugin.card.contains("For research only") && plugin.card.contains("6 positive, 6 negative"));
+
+        // In half precision: half the factors' bytes, other numbers by a rounding, and the same care.
+        let half = export::Options { half: true, out: bench.path("half"), ..of(&options.out) };
+        let rounded = export::export(&half).unwrap();
+        assert!(rounded.parity.logits <= 1e-3, "{:?}", rounded.parity);
+        let (small, _) = runtime::plugin::Plugin::read(&rounded.plugin).unwrap();
+        let saved = exported.plugin_bytes - rounded.plugin_bytes;
+        let numbers = plugin.manifest.parameters;
+        assert!(saved.abs_diff(2 * numbers) < 1024, "{saved} bytes saved by {numbers} numbers");
+        assert_ne!(small.content, plugin.content);
+        for (name, tensor) in &small.content {
+            let far = |(a, b): (&f32, &f32)| (a - b).abs() > b.abs() / 2048.0 + 1e-7;
+            assert!(!tensor.data.iter().zip(&plugin.content[name].data).any(far), "{name}");
+        }
+        let graph = small.graph(Backbone::open(&backbone_path()).unwrap()).unwrap();
+        assert_eq!(graph, bytes(&rounded.graph));
     }
 }
 
@@ -436,6 +454,7 @@ fn an_export_on_another_backbone_leaves_no_file() {
         .join("../tests/fixtures/reference/backbones/dinov2_fb_98x84/weights.safetensors");
     let options = export::Options {
         peft: None,
+        half: false,
         run: bench.path("run"),
         out: bench.path("out"),
         backbone: Some(other),
