@@ -32,5 +32,5 @@ pub use folder::Folder;
 pub use https::Https;
 pub use mqtt::Mqtt;
 pub use plan::{Action, Standing, plan};
-pub use source::{Source, SourceError, Take, TargetFile};
+pub use source::{Source, SourceError, Take, TargetFile, open as open_source};
 pub use trust::{Repository, Trust, read_root};

@@ -1,13 +1,13 @@
 //! A signed plugin by its name in the repository.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use firmware_config::device::{Device, Source as Place};
 use indicatif::{ProgressBar, ProgressStyle};
-use runtime::service::updates::{connection, source};
+use runtime::service::clock::Clock;
+use runtime::service::updates::connection;
 use runtime::slots::{Installed, Slots};
-use runtime::update::{Downloads, Source, Trust};
+use runtime::update::{Downloads, Mqtt, Source, Trust, open_source};
 
 use super::Fault;
 
@@ -33,21 +33,20 @@ pub fn install(device: &Device, slots: &Slots, name: &str, place: Option<&str>) 
             )
         })?,
     };
+    if let Some(source) = open_source(&place, device.updates.ca.as_deref())? {
+        return fetch(device, slots, root, &source, name);
+    }
     let (heard, _nothing) = std::sync::mpsc::channel();
     let (follow, handle) = connection(device, false, heard)?;
-    let source: Arc<dyn Source> = source(&place, &device.updates, handle.clone(), &device.site)?;
-    let connected = (place == Place::Mqtt).then(|| {
-        std::thread::spawn(move || {
-            let executor = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            // Without a network side every question to the broker is answered by an error.
-            executor.map(|executor| executor.block_on(follow.run()))
-        })
+    let source: Arc<dyn Source> = Arc::new(Mqtt::new(handle.clone(), &device.site));
+    let connected = std::thread::spawn(move || {
+        let executor = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        // Without a network side every question to the broker is answered by an error.
+        executor.map(|executor| executor.block_on(follow.run()))
     });
     let installed = fetch(device, slots, root, &source, name);
     handle.shut_down();
-    if let Some(connected) = connected {
-        let _ = connected.join();
-    }
+    let _ = connected.join();
     installed
 }
 
@@ -59,7 +58,7 @@ fn fetch(
     name: &str,
 ) -> Result<Installed, Fault> {
     let folder = device.data_dir.join("updates");
-    let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+    let clock = Clock::start().wall().div_euclid(1000);
     let repository = Trust::open(&folder, root, &device.site)?.refresh(source, clock)?;
     let target = repository.find(&device.site, name)?;
     let file = repository.target(&device.site, &target)?;

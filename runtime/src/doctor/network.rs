@@ -2,15 +2,14 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use firmware_config::device::{Device, Listen, Source as Address};
+use firmware_config::device::{Device, Listen};
 
 use super::Check;
 use crate::ingest::listener::{Tls, echo};
 use crate::publish::{Patience, endpoint, probe};
-use crate::update::{Folder, Https, Source, UpdateError, read_root};
+use crate::update::{open_source, read_root};
 
 /// For each answer from this machine or its network.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -95,16 +94,14 @@ pub(super) fn updates(device: &Device) -> Option<Check> {
             ));
         }
     };
-    let source: Result<Box<dyn Source>, UpdateError> = match &updates.source {
-        None | Some(Address::Mqtt) => {
-            return Some(Check::ok("updates", format!("the trusted root has version {version}")));
+    let source = updates.source.as_ref().map(|address| open_source(address, updates.ca.as_deref()));
+    let found = match source.transpose().map(Option::flatten) {
+        Ok(None) => return Some(Check::ok("updates", format!("the trusted root has version {version}"))),
+        Ok(Some(source)) => {
+            source.metadata("timestamp.json", 1 << 20).map(|found| (found, source.name())).map_err(Into::into)
         }
-        Some(Address::Folder(folder)) => Ok(Box::new(Folder(folder.clone()))),
-        Some(Address::Https(base)) => {
-            Https::new(base, updates.ca.as_deref().unwrap_or(Path::new(""))).map(|https| Box::new(https) as _)
-        }
+        Err(error) => Err(error),
     };
-    let found = source.and_then(|source| Ok((source.metadata("timestamp.json", 1 << 20)?, source.name())));
     let remedy = "see `updates.source` in docs/config.md, and docs/fleet.md for what must lie there";
     Some(match found {
         Ok((Some(_), name)) => {

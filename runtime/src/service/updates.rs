@@ -19,7 +19,7 @@ use crate::gate::GateLimits;
 use crate::publish::follow::{self, Follow, Handle};
 use crate::publish::{Patience, endpoint, topic};
 use crate::slots::Slots;
-use crate::update::{After, Downloads, Folder, Https, Mqtt, Place, Source, Trust, Updates};
+use crate::update::{After, Downloads, Mqtt, Place, Source, Trust, Updates, open_source};
 
 /// The pause after what may pass; doubled each time.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -138,20 +138,14 @@ pub fn connection(
 }
 
 /// The repository that the configuration names.
-pub fn source(
+fn source(
     address: &Address,
     updates: &device::Updates,
     handle: Handle,
     site: &TopicLevel,
 ) -> Result<Arc<dyn Source>, ServiceError> {
-    Ok(match address {
-        Address::Folder(folder) => Arc::new(Folder(folder.clone())),
-        Address::Mqtt => Arc::new(Mqtt::new(handle, site)),
-        Address::Https(base) => {
-            let ca = updates.ca.as_deref().unwrap_or(std::path::Path::new(""));
-            Arc::new(Https::new(base, ca).map_err(Error::from)?)
-        }
-    })
+    let source = open_source(address, updates.ca.as_deref()).map_err(Error::from)?;
+    Ok(source.unwrap_or_else(|| Arc::new(Mqtt::new(handle, site))))
 }
 
 struct Worker<'a> {

@@ -2,11 +2,15 @@
 
 use std::fmt::Debug;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use firmware_config::device::Source as Address;
 use tough::{Transport, TransportError, TransportErrorKind, TransportStream, async_trait};
 use url::Url;
+
+use super::{Folder, Https, UpdateError};
 
 /// Longest metadata file that is taken. A thousand targets of three hundred bytes each are a third of it.
 pub(super) const MAX_METADATA: u64 = 1 << 20;
@@ -83,6 +87,16 @@ pub enum SourceError {
         /// The most that was waited for.
         limit: u64,
     },
+}
+
+/// The repository at `address`, where it can be read without a broker; none where the broker holds it. `ca` is for https.
+pub fn open(address: &Address, ca: Option<&Path>) -> Result<Option<Arc<dyn Source>>, UpdateError> {
+    Ok(match address {
+        Address::Mqtt => None,
+        Address::Folder(folder) => Some(Arc::new(Folder(folder.clone()))),
+        // Without the authority's file the error says that it is missing.
+        Address::Https(base) => Some(Arc::new(Https::new(base, ca.unwrap_or(Path::new("")))?)),
+    })
 }
 
 /// A source as tough reads metadata from it.

@@ -17,7 +17,7 @@ use super::error::{chain, expired, of_tuf};
 use super::source::{Bridge, MAX_METADATA, Source, TargetFile, metadata_url};
 use super::state::{Followed, State};
 use super::{Attack, UpdateError};
-use crate::disk::{Disk, RealDisk};
+use crate::disk::{Disk, Lock, RealDisk};
 use crate::files::create_folders_on;
 use crate::tensor::sha256;
 
@@ -89,22 +89,15 @@ impl Trust {
     /// # Errors
     /// Whatever makes it not to be believed; nothing is then kept of it.
     pub fn refresh(&mut self, source: &Arc<dyn Source>, clock: i64) -> Result<Repository, UpdateError> {
-        // One process at a time: the service and the command line would take each other's newer state for theirs.
-        let lock = self.folder.join("lock");
-        let held = self.disk.wait_lock(&lock).map_err(UpdateError::io(&lock))?;
-        if let Some(newer) = State::read(&*self.disk, &self.folder.join("trust.json"))?
-            .filter(|kept| kept.anchor == self.state.anchor)
-        {
-            self.state = newer;
-        }
+        let held = self.take_up()?;
         // What tough writes there need not outlive it.
         let scratch = tempfile::tempdir().map_err(UpdateError::io(std::env::temp_dir()))?;
         let kept = [
-            ("timestamp.json", &mut self.state.timestamp),
-            ("snapshot.json", &mut self.state.snapshot),
-            ("targets.json", &mut self.state.targets),
+            ("timestamp.json", &self.state.timestamp),
+            ("snapshot.json", &self.state.snapshot),
+            ("targets.json", &self.state.targets),
         ];
-        for (name, content) in &kept {
+        for (name, content) in kept {
             if let Some(content) = content {
                 fs::write(scratch.path().join(name), content).map_err(UpdateError::io(scratch.path()))?;
             }
@@ -143,6 +136,7 @@ impl Trust {
         [site, device]: [&TopicLevel; 2],
         clock: i64,
     ) -> Result<bool, UpdateError> {
+        let _held = self.take_up()?;
         let current = self.state.desired.as_ref().map_or(0, |followed| followed.revision);
         let refuse = |attack, detail: String| UpdateError::Desired { attack, detail, current };
         if envelope.len() > MAX_DESIRED {
@@ -182,6 +176,18 @@ impl Trust {
         self.state.clock = now;
         self.write()?;
         Ok(true)
+    }
+
+    /// Takes up what another process has written, and keeps others from writing until the lock is dropped: service and command line
+    /// would put each other's older state back.
+    fn take_up(&mut self) -> Result<Lock, UpdateError> {
+        let lock = self.folder.join("lock");
+        let held = self.disk.wait_lock(&lock).map_err(UpdateError::io(&lock))?;
+        let kept = State::read(&*self.disk, &self.folder.join("trust.json"))?;
+        if let Some(newer) = kept.filter(|kept| kept.anchor == self.state.anchor) {
+            self.state = newer;
+        }
+        Ok(held)
     }
 
     fn write(&self) -> Result<(), UpdateError> {
