@@ -7,18 +7,21 @@
 //!
 //! tract's types appear in this module only.
 
+mod blocks;
+mod encoder;
 pub mod onnx;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};
 use tract_onnx::prelude::*;
-use tract_onnx::tract_hir::internal::{DimLike, Factoid};
+use tract_onnx::tract_hir::internal::DimLike;
 
-use self::multithread::{Executor, multithread_tract_scope};
+use self::blocks::take_blocks;
+use self::encoder::EncoderPlan;
+pub use self::encoder::{EncodedSlice, Encoder};
 
 use crate::graph::{CLS_ATTENTION, VIEW_MASK, of_view};
 use crate::tensor::{Tensor as Weights, Tensors, sha256};
@@ -44,7 +47,7 @@ pub struct View {
     pub size: [usize; 2],
     /// Patches along height and width.
     pub grid: [usize; 2],
-    encoder: Plan,
+    encoder: EncoderPlan,
 }
 
 /// What a task graph says of one study.
@@ -83,7 +86,7 @@ pub struct EncodedView {
 pub struct EngineInfo {
     /// Instruction set that the kernels were chosen for.
     pub isa: String,
-    /// The library and its version.
+    /// What computes, with versions.
     pub kernels: String,
     /// Arithmetic of the encoder.
     pub precision: String,
@@ -93,16 +96,13 @@ pub struct EngineInfo {
     pub threads: usize,
 }
 
+/// What computes: the number of [`blocks`] goes up whenever it gives other bits.
+const KERNELS: &str = "scanside 1, tract 0.23.9";
+
 impl EngineInfo {
     /// Of an engine of so many threads on this machine.
     pub fn here(threads: usize) -> Self {
-        Self {
-            isa: isa(),
-            kernels: "tract 0.23.9".into(),
-            precision: "f32".into(),
-            mode: "merged".into(),
-            threads,
-        }
+        Self { isa: isa(), kernels: KERNELS.into(), precision: "f32".into(), mode: "merged".into(), threads }
     }
 }
 
@@ -179,8 +179,9 @@ impl Engine {
     /// Loads a task graph. The bytes are dropped as soon as they are decoded, so that the weights are held at
     /// most twice: as read and as packed for the kernels.
     pub fn load(graph: Vec<u8>, threads: usize) -> Result<Self, EngineError> {
-        let proto = onnx::decode(&graph).map_err(unusable)?;
+        let mut proto = onnx::decode(&graph).map_err(unusable)?;
         drop(graph);
+        let mut stacks = proto.graph.as_mut().map(take_blocks).unwrap_or_default();
         let model =
             tract_onnx::onnx().model_for_proto_model(&proto).map_err(|e| unusable(format!("{e:#}")))?;
         drop(proto);
@@ -192,7 +193,9 @@ impl Engine {
         let mask = inputs.iter().find(|(_, name)| name == VIEW_MASK).map(|(input, _)| *input);
         let mut views = Vec::new();
         let (mut cuts, mut ends, mut dims) = (Vec::new(), vec![outlet("logits")?], Vec::new());
-        for (input, name) in inputs.iter().filter(|(_, name)| name != VIEW_MASK) {
+        let within: Vec<String> =
+            stacks.iter().flat_map(|(stack, _)| stack.ends()).map(str::to_owned).collect();
+        for (input, name) in inputs.iter().filter(|(_, name)| name != VIEW_MASK && !within.contains(name)) {
             let view = match name.strip_prefix("slices") {
                 Some("") => None,
                 Some(view) if view.starts_with('_') => Some(view[1..].to_owned()),
@@ -202,9 +205,10 @@ impl Engine {
             let cut = [of("slice_embeddings")?, of(CLS_ATTENTION)?];
             ends.extend([of("slice_weights")?, of("heatmap")?]);
             cuts.extend(cut);
-            let (encoder, size, [dim, patches]) = encoder(&model, *input, &cut)?;
-            dims.extend([dim, patches]);
-            views.push(View { name: view, size, grid: [0, 0], encoder });
+            let own = stacks.iter().position(|(stack, _)| stack.input == *name);
+            let plan = EncoderPlan::new(&model, *input, &cut, own.map(|n| stacks.swap_remove(n)))?;
+            dims.extend([plan.dim, plan.patches]);
+            views.push(View { name: view, size: plan.size, grid: [0, 0], encoder: plan });
         }
         let Some(&dim) = dims.first() else { return Err(unusable("it has no input")) };
         if views.len() > 1 {
@@ -322,18 +326,11 @@ impl Engine {
         Ok(EncodedView { embeddings, attention })
     }
 
-    /// An encoder over the shared plan of view number `view` that splits its operators over `threads` threads; their number does
-    /// not change a bit of what it computes.
+    /// An encoder over the shared weights of view number `view` that splits each slice's work among `threads` threads; their number
+    /// does not change a bit of what it computes.
     pub fn encoder(&self, view: usize, threads: usize) -> Result<Encoder, EngineError> {
-        let pool = || ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = if threads > 1 {
-            Some(pool().map_err(|e| EngineError::Run { detail: e.to_string() })?)
-        } else {
-            None
-        };
         let view = &self.views[view];
-        let state = view.encoder.spawn().map_err(|e| failed(&e))?;
-        Ok(Encoder { state, size: view.size, pool: pool.map(Arc::new) })
+        Encoder::new(&view.encoder, threads)
     }
 
     /// Pools each view's slices, then the views, and applies the head. `encoded` has an entry a view, in the order of
@@ -386,76 +383,6 @@ impl Engine {
 impl View {
     fn patches(&self) -> usize {
         self.grid[0] * self.grid[1]
-    }
-}
-
-/// The part of `model` from `input` to `cut`, slice embeddings and attention, for one slice; with the slice's height and width, and
-/// the widths of the two.
-fn encoder(
-    model: &InferenceModel,
-    input: OutletId,
-    cut: &[OutletId; 2],
-) -> Result<(Plan, [usize; 2], [usize; 2]), EngineError> {
-    let fact: Vec<_> =
-        model.outlet_fact(input).map_err(unusable)?.shape.dims().map(Factoid::concretize).collect();
-    let [_, Some(channels), Some(height), Some(width)] = fact.as_slice() else {
-        return Err(unusable("its input is not slices [S, 3, H, W]"));
-    };
-    let known = |d: &TDim| d.to_usize().map_err(unusable);
-    let size = [known(height)?, known(width)?];
-    if known(channels)? != 3 {
-        return Err(unusable("its slices do not have three channels"));
-    }
-    let mut encoder = model.clone();
-    encoder.set_input_outlets(&[input]).map_err(unusable)?;
-    encoder.select_output_outlets(cut).map_err(unusable)?;
-    encoder.set_input_fact(0, f32::fact([1, 3, size[0], size[1]]).into()).map_err(unusable)?;
-    let encoder = encoder.into_typed().map_err(|e| unusable(format!("{e:#}")))?;
-    let shape = |k: usize| -> Result<Vec<usize>, EngineError> {
-        let fact = encoder.output_fact(k).map_err(unusable)?;
-        fact.shape.as_concrete().map(<[usize]>::to_vec).ok_or_else(|| unusable("an output of unknown shape"))
-    };
-    let (&[1, dim], &[1, patches]) = (shape(0)?.as_slice(), shape(1)?.as_slice()) else {
-        return Err(unusable("slice_embeddings or cls_attention of an unexpected shape"));
-    };
-    Ok((plan(encoder)?, size, [dim, patches]))
-}
-
-/// The encoder with working memory of its own, for one slice after another.
-pub struct Encoder {
-    state: TypedSimpleState,
-    size: [usize; 2],
-    pool: Option<Arc<ThreadPool>>,
-}
-
-/// What the encoder says of one slice.
-#[derive(Debug, Clone, PartialEq)]
-pub struct EncodedSlice {
-    /// `[d]`.
-    pub embedding: Vec<f32>,
-    /// `[N]`.
-    pub attention: Vec<f32>,
-}
-
-impl Encoder {
-    /// Encodes the slice that `write` fills into `[3, H, W]`.
-    pub fn encode(&mut self, write: impl FnOnce(&mut [f32])) -> Result<EncodedSlice, EngineError> {
-        let mut slice = Tensor::zero::<f32>(&[1, 3, self.size[0], self.size[1]]).map_err(|e| failed(&e))?;
-        {
-            let mut plain = slice.try_as_plain_ram_mut().map_err(|e| failed(&e))?;
-            write(plain.as_slice_mut::<f32>().map_err(|e| failed(&e))?);
-        }
-        let state = &mut self.state;
-        let run = || state.run(tvec![slice.into()]);
-        let out = match &self.pool {
-            // From inside the pool, so that no operator has to hand its work over to another thread and wait for it.
-            Some(pool) => {
-                pool.install(|| multithread_tract_scope(Executor::MultiThread(Arc::clone(pool)), run))
-            }
-            None => run(),
-        };
-        let out = out.map_err(|e| failed(&e))?;
-        Ok(EncodedSlice { embedding: values(&out[0])?, attention: values(&out[1])? })
     }
 }
 

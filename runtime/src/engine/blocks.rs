@@ -1,0 +1,377 @@
+//! Vision transformers by code of our own, from the slice to the last block.
+//!
+//! tract runs a graph an operator at a time, each with a tensor of its own for what it gives, which is packed again for the next product.
+//! Here the tokens lie as the products want them from the first block to the last: in panels of as many tokens as a kernel takes at a time
+//! ([`kernel`]). A product's tile is written where it belongs in the next panel, and bias, activation or residual sum are applied to it while
+//! it is in the nearest cache; scores, softmax and mixing of a head are done for a panel of queries at a time. All of it is split among
+//! threads in parts that do not depend on their number, so the bits do not either.
+//!
+//! The graph file knows nothing of this: blocks are recognized when it is loaded ([`recognize`]), and what is not recognized is left to
+//! tract.
+
+mod crew;
+mod kernel;
+mod layout;
+mod math;
+mod pack;
+mod recognize;
+#[cfg(test)]
+mod tests;
+mod vector;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+pub(super) use self::crew::Crew;
+use self::kernel::{Aligned, Kernel, Kernels, TILE};
+use self::layout::{Layout, Part};
+use self::math::{Activate, Activation, Join, Joined, LayerNorm, Rotate, Scale, Softmax};
+pub(super) use self::pack::take_blocks;
+pub(super) use self::recognize::Stack;
+use self::vector::Isa;
+
+/// Blocks that follow one another, their weights packed for this machine's kernels.
+pub(super) struct Blocks {
+    shape: Shape,
+    layout: Layout,
+    isa: Isa,
+    embedding: Embedding,
+    chain: Vec<Block>,
+}
+
+/// Patches to tokens.
+struct Embedding {
+    /// Channels, height and width of a slice.
+    slice: [usize; 3],
+    /// Side of a patch.
+    patch: usize,
+    /// Tokens before those of the patches.
+    before: usize,
+    projection: Arc<Linear>,
+    /// What is added to each token, the projection's bias included: panels of as many features as a token has.
+    table: Vec<f32>,
+}
+
+/// What is the same in all blocks of a stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shape {
+    tokens: usize,
+    heads: usize,
+    /// Features of a head.
+    width: usize,
+    /// Features inside the feed-forward part.
+    hidden: usize,
+}
+
+struct Block {
+    /// Whether only CLS is computed, and its attention kept.
+    cls_only: bool,
+    norm1: NormWeights,
+    /// Queries, keys and values one after another.
+    qkv: Arc<Linear>,
+    /// Cosines and sines in panels of as many features as a head has.
+    rope: Option<Arc<[Vec<f32>; 2]>>,
+    o: Arc<Linear>,
+    norm2: NormWeights,
+    mlp: Mlp,
+}
+
+struct NormWeights {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    epsilon: f32,
+}
+
+enum Mlp {
+    Gelu { fc1: Arc<Linear>, fc2: Arc<Linear> },
+    GeluTanh { fc1: Arc<Linear>, fc2: Arc<Linear> },
+    SwiGlu { gate: Arc<Linear>, up: Arc<Linear>, down: Arc<Linear> },
+}
+
+/// A linear layer, its weight packed as a product's right operand `[out / columns, in, columns]`.
+struct Linear {
+    packed: Aligned,
+    bias: Vec<f32>,
+    inputs: usize,
+}
+
+/// What one slice after another is computed in.
+pub(super) struct Workspace {
+    /// The slice's patches: panels of as many features as a patch has values.
+    patches: Aligned,
+    tokens: Aligned,
+    normed: Aligned,
+    qkv: Aligned,
+    /// A head after the other, as right operands: `[T / columns, width, columns]`.
+    keys: Aligned,
+    /// A head after the other, as right operands: `[width / columns, T, columns]`.
+    values: Aligned,
+    mixed: Aligned,
+    hidden: Aligned,
+    /// The last block's attention `[heads, T]`, if it computes CLS only.
+    attention: Vec<f32>,
+    /// One a thread.
+    scores: Vec<Mutex<Aligned>>,
+}
+
+/// What becomes of a linear layer's results.
+#[derive(Debug, Clone, Copy)]
+enum Finish {
+    /// They are written.
+    Write(Activation),
+    /// They are added to what is there, or that is multiplied by them.
+    Onto(Join),
+}
+
+/// For products to which no bias is added.
+const NONE: [f32; 16] = [0.0; 16];
+
+impl Blocks {
+    /// Shapes of what comes out, in the order of [`Stack::ends`].
+    pub(super) fn shapes(&self) -> Vec<Vec<usize>> {
+        let Shape { tokens, heads, .. } = self.shape;
+        if self.is_cls_only() {
+            vec![vec![1, 1, self.shape.dim()], vec![1, heads, 1, tokens]]
+        } else {
+            vec![vec![1, tokens, self.shape.dim()]]
+        }
+    }
+
+    /// Memory for one slice at a time on that many threads.
+    pub(super) fn workspace(&self, threads: usize) -> Workspace {
+        let Shape { tokens, heads, width, hidden } = self.shape;
+        let d = self.shape.dim();
+        let columns = self.layout.kernels.main.columns;
+        let padded = tokens.next_multiple_of(columns);
+        let panels = |features: usize| Aligned::new(self.layout.lanes() * features);
+        let scores = || Mutex::new(Aligned::new(padded * self.layout.kernels.main.lanes));
+        Workspace {
+            patches: panels(self.embedding.projection.inputs),
+            tokens: panels(d),
+            normed: panels(d),
+            qkv: panels(3 * d),
+            keys: Aligned::new(heads * padded * width),
+            values: Aligned::new(heads * tokens * width),
+            mixed: panels(d),
+            hidden: panels(hidden),
+            attention: vec![0.0; heads * tokens],
+            scores: (0..threads.max(1)).map(|_| scores()).collect(),
+        }
+    }
+
+    /// From a slice `[3, H, W]` to tokens `[T, d]`, or to `[1, d]` and the attention `[heads, T]` where the last block computes CLS only.
+    pub(super) fn run<'w>(
+        &self,
+        slice: &[f32],
+        space: &'w mut Workspace,
+        crew: &Crew,
+    ) -> (Vec<f32>, Option<&'w [f32]>) {
+        let mut layout = self.layout;
+        self.embed(slice, space, crew);
+        for block in &self.chain {
+            layout = self.attend(block, layout, space, crew);
+            self.feed(block, layout, space, crew);
+        }
+        let out = layout.rows(space.tokens.values(), self.shape.dim(), layout.tokens);
+        (out, self.is_cls_only().then_some(&*space.attention))
+    }
+
+    /// `tokens = table + projection(patches)`.
+    fn embed(&self, slice: &[f32], space: &mut Workspace, crew: &Crew) {
+        let Self { layout, ref embedding, .. } = *self;
+        let d = self.shape.dim();
+        let inputs = embedding.projection.inputs;
+        let parts = layout.parts(space.patches.values_mut(), inputs, 0..inputs, inputs);
+        crew.each(parts, |_, mut part| embedding.patches(layout, slice, &mut part));
+        space.tokens.values_mut().copy_from_slice(&embedding.table);
+        let parts = layout.parts(space.tokens.values_mut(), d, 0..d, layout.share(d, crew));
+        self.linear(&embedding.projection, layout, &space.patches, parts, Finish::Onto(Join::Add), crew);
+    }
+
+    fn is_cls_only(&self) -> bool {
+        self.chain.last().is_some_and(|block| block.cls_only)
+    }
+
+    /// `tokens += o(attention(norm1(tokens)))`. Returns how the tokens lie that are computed: all, or CLS alone.
+    fn attend(&self, block: &Block, layout: Layout, space: &mut Workspace, crew: &Crew) -> Layout {
+        let Self { isa, .. } = *self;
+        let Shape { tokens, width, .. } = self.shape;
+        let d = self.shape.dim();
+        let qkv = 3 * d;
+
+        let parts = layout.parts(space.normed.values_mut(), d, 0..d, d);
+        self.norm(&block.norm1, layout, &space.tokens, parts, crew);
+        let features = if block.cls_only { d..qkv } else { 0..qkv };
+        let chunk = layout.share(features.len(), crew);
+        let parts = layout.parts(space.qkv.values_mut(), qkv, features.clone(), chunk);
+        self.linear(&block.qkv, layout, &space.normed, parts, Finish::Write(Activation::None), crew);
+
+        if let Some(rope) = &block.rope {
+            // CLS alone is not rotated.
+            let rotated = features.start..2 * d;
+            crew.each(layout.parts(space.qkv.values_mut(), qkv, rotated, width), |_, part| {
+                let lanes = layout.kernel(part.panel).lanes;
+                let table = layout.start(part.panel, width);
+                let [cos, sin] = rope.each_ref().map(|values| &values[table..][..part.values.len()]);
+                isa.with_vector(lanes, Rotate { x: part.values, cos, sin });
+            });
+        }
+
+        let padded = tokens.next_multiple_of(layout.kernels.main.columns);
+        let keys = space.keys.values_mut().chunks_mut(padded * width);
+        let operands = keys.zip(space.values.values_mut().chunks_mut(tokens * width)).enumerate();
+        let projected = space.qkv.values();
+        crew.each(operands.collect(), |_, (head, (keys, values))| {
+            layout.right_operands(projected, d, head, width, keys, values);
+        });
+
+        let mut layout = layout;
+        if block.cls_only {
+            let cls = Layout { tokens: 1, kernels: Kernels::new(isa, 1) };
+            for values in [&mut space.tokens, &mut space.normed] {
+                let row = layout.rows(values.values(), d, 1);
+                cls.fill(&row, d, values.values_mut());
+            }
+            layout = cls;
+            let parts = layout.parts(space.qkv.values_mut(), qkv, 0..d, layout.share(d, crew));
+            self.linear(&block.qkv, layout, &space.normed, parts, Finish::Write(Activation::None), crew);
+        }
+
+        let mut attention = space.attention.chunks_mut(tokens);
+        let parts = layout.parts(space.mixed.values_mut(), d, 0..d, width).into_iter();
+        let parts = parts.map(|part| (part, if block.cls_only { attention.next() } else { None }));
+        let (projected, keys, values) = (space.qkv.values(), space.keys.values(), space.values.values());
+        let scores = &space.scores;
+        crew.each(parts.collect(), |thread, (part, attention)| {
+            let kernel = layout.kernel(part.panel);
+            let Kernel { lanes, columns, .. } = kernel;
+            let head = part.first / width;
+            let mut scores = scores[thread].lock().unwrap_or_else(PoisonError::into_inner);
+            let scores = &mut scores.values_mut()[..padded * lanes];
+
+            let queries = &projected[layout.start(part.panel, qkv) + part.first * lanes..][..width * lanes];
+            let keys = keys[head * padded * width..].chunks_exact(width * columns);
+            for (tile, keys) in scores.chunks_exact_mut(kernel.tile()).zip(keys) {
+                kernel.multiply(queries, keys, &NONE[..columns], tile);
+            }
+            let scores = &mut scores[..tokens * lanes];
+            let mut inverse = [0.0; TILE];
+            isa.with_vector(lanes, Softmax { lanes, x: scores, inverse: &mut inverse });
+            if let Some(attention) = attention {
+                let cls = scores.iter().step_by(lanes);
+                attention.iter_mut().zip(cls).for_each(|(out, e)| *out = e * inverse[0]);
+            }
+            let values = values[head * width * tokens..].chunks_exact(tokens * columns);
+            for (tile, values) in part.values.chunks_exact_mut(kernel.tile()).zip(values) {
+                kernel.multiply(scores, values, &NONE[..columns], tile);
+            }
+            isa.with_vector(lanes, Scale { lanes, factors: &inverse, x: part.values });
+        });
+
+        let parts = layout.parts(space.tokens.values_mut(), d, 0..d, layout.share(d, crew));
+        self.linear(&block.o, layout, &space.mixed, parts, Finish::Onto(Join::Add), crew);
+        layout
+    }
+
+    /// `tokens += mlp(norm2(tokens))`.
+    fn feed(&self, block: &Block, layout: Layout, space: &mut Workspace, crew: &Crew) {
+        let (d, hidden) = (self.shape.dim(), self.shape.hidden);
+        let parts = layout.parts(space.normed.values_mut(), d, 0..d, d);
+        self.norm(&block.norm2, layout, &space.tokens, parts, crew);
+        let mut inner = |layer: &Linear, finish: Finish| {
+            let chunk = layout.share(hidden, crew);
+            let parts = layout.parts(space.hidden.values_mut(), hidden, 0..hidden, chunk);
+            self.linear(layer, layout, &space.normed, parts, finish, crew);
+        };
+        let last = match &block.mlp {
+            Mlp::Gelu { fc1, fc2 } => {
+                inner(fc1, Finish::Write(Activation::Gelu));
+                fc2
+            }
+            Mlp::GeluTanh { fc1, fc2 } => {
+                inner(fc1, Finish::Write(Activation::GeluTanh));
+                fc2
+            }
+            Mlp::SwiGlu { gate, up, down } => {
+                inner(gate, Finish::Write(Activation::Silu));
+                inner(up, Finish::Onto(Join::Multiply));
+                down
+            }
+        };
+        let parts = layout.parts(space.tokens.values_mut(), d, 0..d, layout.share(d, crew));
+        self.linear(last, layout, &space.hidden, parts, Finish::Onto(Join::Add), crew);
+    }
+
+    fn norm(&self, norm: &NormWeights, layout: Layout, tokens: &Aligned, parts: Vec<Part<'_>>, crew: &Crew) {
+        let Self { isa, .. } = *self;
+        let NormWeights { weight, bias, epsilon } = norm;
+        crew.each(parts, |_, part| {
+            let lanes = layout.kernel(part.panel).lanes;
+            let x = &tokens.values()[layout.start(part.panel, self.shape.dim())..][..part.values.len()];
+            isa.with_vector(lanes, LayerNorm { lanes, x, weight, bias, epsilon: *epsilon, out: part.values });
+        });
+    }
+
+    /// Writes `finish` of the layer's products with the panels of `input` into `parts`.
+    fn linear(
+        &self,
+        layer: &Linear,
+        layout: Layout,
+        input: &Aligned,
+        parts: Vec<Part<'_>>,
+        finish: Finish,
+        crew: &Crew,
+    ) {
+        let Self { isa, .. } = *self;
+        crew.each(parts, |_, part| {
+            let kernel = layout.kernel(part.panel);
+            let Kernel { lanes, columns, .. } = kernel;
+            let tokens = &input.values()[layout.start(part.panel, layer.inputs)..][..layer.inputs * lanes];
+            let mut tile = [0.0; TILE];
+            let tile = &mut tile[..kernel.tile()];
+            for (n, out) in part.values.chunks_exact_mut(kernel.tile()).enumerate() {
+                let feature = part.first + n * columns;
+                let weights = &layer.packed.values()[feature * layer.inputs..][..layer.inputs * columns];
+                let bias = &layer.bias[feature..][..columns];
+                match finish {
+                    Finish::Write(activation) => {
+                        kernel.multiply(tokens, weights, bias, out);
+                        if activation != Activation::None {
+                            isa.with_vector(lanes, Activate { activation, x: out });
+                        }
+                    }
+                    Finish::Onto(join) => {
+                        kernel.multiply(tokens, weights, bias, tile);
+                        isa.with_vector(lanes, Joined { join, x: out, other: tile });
+                    }
+                }
+            }
+        });
+    }
+}
+
+impl Shape {
+    fn dim(&self) -> usize {
+        self.heads * self.width
+    }
+}
+
+impl Embedding {
+    /// Lays the patches of a panel's tokens side by side; those of no patch are zeros.
+    fn patches(&self, layout: Layout, slice: &[f32], part: &mut Part<'_>) {
+        let [channels, height, width] = self.slice;
+        let lanes = layout.kernel(part.panel).lanes;
+        let first = part.panel * layout.kernels.main.lanes;
+        for lane in 0..lanes.min(layout.tokens - first) {
+            let Some(patch) = (first + lane).checked_sub(self.before) else { continue };
+            let columns = width / self.patch;
+            let corner = patch / columns * self.patch * width + patch % columns * self.patch;
+            let mut out = part.values[lane..].iter_mut().step_by(lanes);
+            for channel in 0..channels {
+                for y in 0..self.patch {
+                    let row = &slice[channel * height * width + y * width + corner..][..self.patch];
+                    row.iter().zip(&mut out).for_each(|(x, out)| *out = *x);
+                }
+            }
+        }
+    }
+}
