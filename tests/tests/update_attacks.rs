@@ -4,10 +4,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use firmware_config::{DESIRED_SCHEMA, Desired, TargetRef, TopicLevel, Wanted};
-use runtime::update::{Attack, Downloads, Folder, Source, Trust, UpdateError};
+use runtime::gate::GateLimits;
+use runtime::slots::Slots;
+use runtime::update::{Attack, Downloads, Folder, Place, Source, TargetFile, Trust, UpdateError, Updates};
 use tempfile::TempDir;
+use tests::fixture::Fixture;
 use tests::repository::{FAR, Key, Repository, desire, envelope};
 
 /// 2026-11-26.
@@ -268,6 +272,58 @@ fn target_files_that_were_swapped_or_lead_elsewhere_are_refused() {
         assert_eq!(error.attack(), Some(attack), "{error}");
         assert!(!downloads.path(&wanted).exists());
     }
+}
+
+#[test]
+fn a_plugin_under_another_tasks_name_leaves_that_tasks_candidate_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second] = ["1.0.0", "1.1.0"].map(|version| {
+        let fixture = Fixture::for_a_service(|manifest| manifest.task.version = version.into());
+        fs::read(&fixture.plugin).unwrap()
+    });
+    let published = [("lesion-1.0.0.plugin".into(), first), ("bowel-1.0.0.plugin".into(), second)].into();
+    let repository = Repository { files: published, ..Repository::default() };
+    let [anchor, served, data] = ["root.json", "served", "data"].map(|name| folder.path().join(name));
+    fs::write(&anchor, repository.root_json()).unwrap();
+    repository.write(&served);
+    let slots = Slots::new(&data).signed_only(true);
+    let candidate = repository.target("lesion-1.0.0.plugin");
+    let file = served.join("targets").join(TargetFile::new(&candidate).path);
+    slots.install(&file, Some(candidate)).unwrap();
+    let kept = || (fs::read(data.join("plugins/lesion/slots.json")).unwrap(), files(&data.join("plugins")));
+    let before = kept();
+
+    let [site, device] = names();
+    let place = Place {
+        site: site.clone(),
+        device,
+        backbone: folder.path().join("none.safetensors"),
+        threads: 1,
+        gate: GateLimits { time: Duration::from_mins(1), memory: u64::MAX },
+    };
+    let trust = Trust::open(&data.join("updates"), &anchor, &site).unwrap();
+    let downloads = Downloads::open(&data.join("updates/downloads")).unwrap();
+    let mut updates = Updates::new(place, trust, Arc::new(Folder(served)), slots, downloads);
+    updates.hear(desire(&desired(1, &repository.target("bowel-1.0.0.plugin")), &[&Key::of(7)]));
+    let mut last = None;
+    updates.step(NOW, &mut |reported| {
+        last = Some(reported);
+        true
+    });
+    let failure = last.unwrap().tasks["bowel"].failure.clone().unwrap();
+    println!("a plugin under another task's name: {failure}");
+    assert!(failure.contains("it holds a plugin of task lesion, and one of bowel is wanted"), "{failure}");
+    assert_eq!(kept(), before, "nothing of the other task is touched");
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        if path.is_dir() { all.extend(files(&path)) } else { all.push(path) }
+    }
+    all.sort();
+    all
 }
 
 fn desired(revision: u64, target: &TargetRef) -> Desired {

@@ -14,6 +14,7 @@ use super::{Action, Downloads, Progress, Repository, Source, Standing, Trust, Up
 use crate::Error;
 use crate::gate::GateLimits;
 use crate::infer::BUILD;
+use crate::plugin::Plugin;
 use crate::slots::{Placed, ShadowRun, Slot, Slots, State};
 
 /// What a device is, and how it proves plugins.
@@ -233,11 +234,17 @@ impl Updates {
                 candidate: digest(state.next()),
                 previous: digest(state.previous.as_ref()),
                 shadow: state.shadow.as_ref().map(|shadow| shadow.rule.clone()),
-                failed: self.given_up.get(&name).cloned().or(digest(failed)),
+                failed: digest(failed),
             };
             Ok((name, standing))
         };
-        self.slots.list()?.into_iter().map(one).collect()
+        let mut standings: BTreeMap<_, Standing> =
+            self.slots.list()?.into_iter().map(one).collect::<Result<_, _>>()?;
+        // Also of a task that never had a plugin here, and so no slots.
+        for (task, digest) in &self.given_up {
+            standings.entry(task.clone()).or_default().failed = Some(digest.clone());
+        }
+        Ok(standings)
     }
 
     fn act(
@@ -288,10 +295,9 @@ impl Updates {
             self.stage = Some((task.into(), Stage::Fetching(progress)));
             told(self.reported(clock))
         })?;
-        let installed = self.slots.install(&path, Some(target.clone()))?;
-        if installed.task.name != task {
-            let found = installed.task.name;
-            self.slots.fail_candidate(&found, "it was published as another task's plugin")?;
+        // Before it goes into a slot: it would take the place of the other task's candidate.
+        let found = Plugin::read(&path)?.0.manifest.task.name;
+        if found != task {
             return Err(UpdateError::NoTarget {
                 target: target.name.clone(),
                 site: self.place.site.to_string(),
@@ -299,6 +305,7 @@ impl Updates {
             }
             .into());
         }
+        self.slots.install(&path, Some(target.clone()))?;
         Ok(())
     }
 
