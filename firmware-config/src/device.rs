@@ -114,6 +114,11 @@ impl Device {
         }
     }
 
+    /// Whether it follows a signed repository, which may also bring the backbones that plugins need.
+    pub fn follows_repository(&self) -> bool {
+        self.updates.root.is_some() && self.updates.source.is_some()
+    }
+
     /// What is allowed and yet seldom wise, a sentence each.
     pub fn cautions(&self) -> Vec<String> {
         let mut out = Vec::new();

@@ -156,7 +156,7 @@ pub struct ReportedTask {
     pub candidate: Option<ReportedPlugin>,
     /// What a rollback brings back.
     pub previous: Option<ReportedPlugin>,
-    /// The share of the candidate's bytes that have come, from 0 to 1, while it is fetched.
+    /// The share of the bytes that have come, from 0 to 1, while the candidate is fetched, and then the backbone that it lacks.
     pub progress: Option<f64>,
     /// What failed last, in one sentence; none where the task is as wanted.
     pub failure: Option<String>,

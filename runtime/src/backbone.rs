@@ -47,17 +47,19 @@ mod shards;
 mod tests;
 mod vit;
 
+use std::io::Read as _;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 pub use self::arch::{Arch, Body, Davit, Embedding, Family, Mlp, Position, PositionResize, Stage, Vit};
 pub use self::error::BackboneError;
 pub use self::modules::{Modules, modules};
 pub use self::rope::Rope;
 use self::shards::Files;
-use crate::tensor::safetensors_bytes;
 pub use crate::tensor::{Tensor, Tensors};
+use crate::tensor::{TensorError, hex, safetensors_bytes};
 
 /// A frozen backbone.
 #[derive(Debug, Clone)]
@@ -113,6 +115,22 @@ impl Backbone {
         }
         let Files { path, tensors, sha256, label } = shards::read(path)?;
         load::canonical(tensors, None, sha256, label, &path)
+    }
+
+    /// [`Self::sha256`] of the backbone at `path`; a single file's tensors are not looked at.
+    pub fn digest(path: &Path) -> Result<String, BackboneError> {
+        if path.is_dir() || shards::is_index(path) {
+            return Self::open(path).map(|backbone| backbone.sha256);
+        }
+        let io = |source| TensorError::Io { path: path.into(), source };
+        let (mut file, mut sha) = (std::fs::File::open(path).map_err(io)?, Sha256::new());
+        let mut piece = vec![0; 1 << 16];
+        loop {
+            match file.read(&mut piece).map_err(io)? {
+                0 => return Ok(hex(sha)),
+                n => sha.update(&piece[..n]),
+            }
+        }
     }
 
     /// Keeps the first `blocks` blocks and the final norm.

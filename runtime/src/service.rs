@@ -146,8 +146,7 @@ impl Service {
         let tasks = Tasks::new(slots.clone(), &device.backbone, threads, &device.tasks);
         tasks.refresh()?;
         if tasks.current().is_empty() {
-            // A backbone that cannot be read is told now, not when the first plugin goes live.
-            drop(Backbone::open(&device.backbone).map_err(Error::from)?);
+            check_backbone(&device)?;
             tracing::warn!("no task runs: install a plugin with `scanside plugin install` and `activate`");
         }
         let core = Arc::new(Core {
@@ -413,6 +412,16 @@ fn make_key(device: &Device) -> Result<crate::result::DeviceKey, ServiceError> {
     let make = std::fs::create_dir_all(&device.data_dir);
     make.map_err(|source| ServiceError::Machine { what: "data folder", source })?;
     Ok(device_key(&device.data_dir.join("device.key")).map_err(Error::from)?)
+}
+
+/// A backbone that cannot be read is told at the start, not when the first plugin goes live.
+fn check_backbone(device: &Device) -> Result<(), Error> {
+    let path = &device.backbone;
+    if device.follows_repository() && !path.exists() {
+        tracing::warn!(path = %path.display(), "there is no backbone: the repository must have that of each plugin");
+        return Ok(());
+    }
+    Ok(Backbone::open(path).map(drop)?)
 }
 
 fn pending(store: &Store) -> Result<Vec<Pending>, Error> {

@@ -5,6 +5,7 @@
 //! plugins/lock                    held while a program changes something below
 //! plugins/TASK/slots.json         candidate, active, previous; what failed, what was taken down and why
 //! plugins/TASK/SHA256.plugin      the files that slots.json names, and for a moment others
+//! backbones/SHA256.safetensors    backbones that came from the repository; `.part` while they are fetched
 //! ```
 //!
 //! A plugin is installed as its task's candidate and goes live by activation, which builds the task graph on this machine,
@@ -15,6 +16,7 @@
 //! anything is removed. A power cut at any instant leaves the old state or the new one, with the files of either. What is
 //! loaded has the bytes that it was installed with: a file's SHA-256 is compared each time that it is read.
 
+mod backbones;
 mod error;
 mod shadow;
 mod state;
@@ -401,10 +403,12 @@ impl Slots {
         Err(SlotError::State { path: self.folder.join(&named.name).join(STATE), detail }.into())
     }
 
-    /// Reads a plugin that is in a slot and merges it into its backbone.
+    /// Reads a plugin that is in a slot and merges it into its backbone: one that was fetched for it, or the file `backbone`.
     pub fn load(&self, placed: &Placed, backbone: &Path, threads: usize) -> Result<LoadedTask, Error> {
         let path = self.path(&placed.task.name, &placed.sha256);
         let plugin = self.read(placed)?;
+        let fetched = self.fetched_backbone(&plugin.manifest.backbone.sha256);
+        let backbone = fetched.as_deref().unwrap_or(backbone);
         let mut task = LoadedTask::merge_read(backbone, plugin, placed.sha256.clone(), &path, threads)?;
         task.target.clone_from(&placed.target);
         Ok(task)

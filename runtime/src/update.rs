@@ -12,6 +12,7 @@
 //! Framework, <https://theupdateframework.github.io/specification/latest/>), files have the length and digest that signed
 //! metadata gives them, and the desired state is signed by the keys of the role that the repository delegates the site to.
 
+mod backbone;
 mod device;
 mod error;
 mod fetch;
@@ -25,6 +26,7 @@ mod source;
 mod state;
 mod trust;
 
+pub use backbone::{fetch_backbone, lacking_backbone};
 pub use device::{After, Place, Updates};
 pub use error::{Attack, UpdateError};
 pub use fetch::{Downloads, Progress};

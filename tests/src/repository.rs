@@ -89,6 +89,8 @@ pub struct Repository {
     pub expires: [String; 5],
     /// Files of the site, by name without `north/`.
     pub files: BTreeMap<String, Vec<u8>>,
+    /// Backbones, by name without `backbones/`.
+    pub backbones: BTreeMap<String, Vec<u8>>,
     /// Leaves the site out of the snapshot.
     pub hide_site: bool,
     /// Spaces at the end of the timestamp's file.
@@ -111,6 +113,7 @@ impl Default for Repository {
             versions: [1; 5],
             expires: [FAR; 5].map(Into::into),
             files: BTreeMap::new(),
+            backbones: BTreeMap::new(),
             hide_site: false,
             padding: 0,
         }
@@ -167,14 +170,20 @@ impl Repository {
         let put = |name: &str, bytes: &[u8]| fs::write(metadata.join(name), bytes).expect("a file");
         put(&format!("{root}.root.json"), &self.root_json());
 
-        let mut listed = BTreeMap::new();
-        for (name, bytes) in &self.files {
-            let TargetRef { name: full, length, sha256 } = self.target(name);
-            listed.insert(full, json!({ "length": length, "hashes": { "sha256": sha256 } }));
-            let place = folder.join("targets/north").join(format!("{sha256}.{name}"));
-            fs::create_dir_all(place.parent().expect("a folder above")).expect("a folder");
-            fs::write(place, bytes).expect("a file");
-        }
+        let put_targets = |of: &str, files: &BTreeMap<String, Vec<u8>>| {
+            let mut listed = BTreeMap::new();
+            for (name, bytes) in files {
+                let sha256 = sha256(bytes);
+                let target = json!({ "length": bytes.len(), "hashes": { "sha256": sha256 } });
+                listed.insert(format!("{of}/{name}"), target);
+                let place = folder.join("targets").join(of).join(format!("{sha256}.{name}"));
+                fs::create_dir_all(place.parent().expect("a folder above")).expect("a folder");
+                fs::write(place, bytes).expect("a file");
+            }
+            listed
+        };
+        let (listed, backbones) =
+            (put_targets("north", &self.files), put_targets("backbones", &self.backbones));
         let role = |kind: &str, index: usize, more: Value| {
             let mut signed = json!({
                 "_type": kind, "spec_version": "1.0.0",
@@ -194,7 +203,8 @@ impl Repository {
             "name": "north", "keyids": [self.site_key.id()], "threshold": 1, "paths": ["north/*"], "terminating": true,
         });
         let keys: BTreeMap<String, Value> = [(self.site_key.id(), self.site_key.public())].into();
-        let delegations = json!({ "targets": {}, "delegations": { "keys": keys, "roles": [delegated] } });
+        let delegations =
+            json!({ "targets": backbones, "delegations": { "keys": keys, "roles": [delegated] } });
         let targets_json = envelope(&role("targets", 1, delegations), &[&self.targets_key]);
         put(&format!("{targets}.targets.json"), &targets_json);
         let mut meta = json!({ "targets.json": pinned(targets, &targets_json) });

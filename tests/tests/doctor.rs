@@ -13,6 +13,7 @@ use runtime::ingest::listener::{Listener, Options};
 use runtime::plugin::Plugin;
 use runtime::service::http::{Server, Snapshot};
 use runtime::slots::Slots;
+use runtime::tensor::sha256;
 use serde_json::Value;
 use tempfile::TempDir;
 use tests::fixture::{Fixture, random_backbone};
@@ -416,6 +417,23 @@ fn a_root_and_a_repository_are_looked_at() {
     let found = checks(&doctor(&device.config(), &[]));
     let (grade, finding) = finding(&found, "updates");
     assert!(grade == "ok" && finding.contains("answers; the trusted root has version 1"), "{finding}");
+    // The repository brings backbones, too.
+    let bytes = fs::read(&device.fixture.backbone).unwrap();
+    device.fixture.backbone = device.fixture.folder().join("none.safetensors");
+    let found = checks(&doctor(&device.config(), &[]));
+    assert_eq!(self::finding(&found, "backbone").0, "warn");
+    let fetched = device.data.path().join("backbones");
+    fs::create_dir(&fetched).unwrap();
+    let fetched = fetched.join(format!("{}.safetensors", sha256(&bytes)));
+    fs::write(&fetched, bytes).unwrap();
+    let found = checks(&doctor(&device.config(), &[]));
+    let (grade, finding) = self::finding(&found, "backbone");
+    assert!(grade == "ok" && finding.contains("plugins run on those from the repository"), "{finding}");
+    assert_eq!(device.failures(), []);
+    fs::write(&fetched, random_backbone(9)).unwrap();
+    let failures = device.failures();
+    assert!(failures[0].1.contains("not the one that it is named by"), "{failures:?}");
+
     fs::remove_dir_all(&served).unwrap();
     let found = checks(&doctor(&device.config(), &[]));
     assert_eq!(self::finding(&found, "updates").0, "warn");

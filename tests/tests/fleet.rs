@@ -214,6 +214,7 @@ impl Fleet {
                 site,
                 device: name.parse().unwrap(),
                 backbone: fixture.backbone.clone(),
+                keep_free: 0,
                 threads: 1,
                 gate: LIMITS,
             };

@@ -298,6 +298,7 @@ fn a_plugin_under_another_tasks_name_leaves_that_tasks_candidate_alone() {
         site: site.clone(),
         device,
         backbone: folder.path().join("none.safetensors"),
+        keep_free: 0,
         threads: 1,
         gate: GateLimits { time: Duration::from_mins(1), memory: u64::MAX },
     };

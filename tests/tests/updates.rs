@@ -3,12 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use firmware_config::{DESIRED_SCHEMA, Desired, Reported, ReportedTask, TaskState, Wanted};
+use firmware_config::{DESIRED_SCHEMA, Desired, Reported, ReportedTask, TaskState, TopicLevel, Wanted};
+use runtime::gate::GateLimits;
+use runtime::slots::Slots;
+use runtime::tensor::sha256;
+use runtime::update::{
+    After, Downloads, Folder, Place, Source, SourceError, Take, TargetFile, Trust, Updates,
+};
 use tempfile::TempDir;
-use tests::fixture::Fixture;
+use tests::fixture::{Fixture, random_backbone};
 use tests::golden;
 use tests::mosquitto::Mosquitto;
 use tests::programs::{program, run};
@@ -16,6 +24,9 @@ use tests::repository::{FAR, Key, Repository, desire};
 use tests::scanner::{self, dcmtk};
 use tests::service::{EdgeBox, PATIENCE, next_result, series};
 use tests::subscriber::{Subscriber, retain};
+
+/// 2026-11-26.
+const NOW: i64 = 1_795_651_200;
 
 struct Operator {
     broker: Mosquitto,
@@ -61,21 +72,25 @@ impl Operator {
         self.folder.path().join("served").display().to_string()
     }
 
-    /// Publishes what is desired: this version, or nothing.
-    fn want(&self, revision: u64, version: Option<&str>, key: u8) {
+    /// This version, or nothing.
+    fn desired(&self, revision: u64, version: Option<&str>) -> Desired {
         let tasks = version.map(|version| {
             let target = self.repository.target(&format!("lesion-{version}.plugin"));
             ("lesion".to_owned(), Wanted { target, shadow: None })
         });
-        let desired = Desired {
+        Desired {
             schema: DESIRED_SCHEMA.into(),
             site: "north".parse().unwrap(),
             device: "ct-2".parse().unwrap(),
             revision,
             expires: FAR.parse().unwrap(),
             tasks: tasks.into_iter().collect(),
-        };
-        let payload = desire(&desired, &[&Key::of(key)]);
+        }
+    }
+
+    /// Publishes what is desired.
+    fn want(&self, revision: u64, version: Option<&str>, key: u8) {
+        let payload = desire(&self.desired(revision, version), &[&Key::of(key)]);
         retain(self.broker.port, &[("scanside/v1/north/ct-2/desired".into(), payload)]).unwrap();
     }
 
@@ -195,7 +210,7 @@ fn a_device_with_a_trusted_root_takes_plugins_by_their_names_only() {
     assert!(gone.stderr.contains("cannot be read"), "{gone:?}");
 }
 
-/// What the operator's tool would leave at the broker.
+/// What the operator's tool would leave at the broker: 1.0.0 and the backbones.
 fn mirror(operator: &Operator, block: usize) -> Vec<(String, Vec<u8>)> {
     let prefix = "scanside/v1/north/repository";
     let mut messages = Vec::new();
@@ -205,15 +220,166 @@ fn mirror(operator: &Operator, block: usize) -> Vec<(String, Vec<u8>)> {
         metadata.insert(name.clone(), bytes.len());
         messages.push((format!("{prefix}/metadata/{name}"), bytes));
     }
-    let name = "lesion-1.0.0.plugin";
-    let (bytes, target) = (&operator.repository.files[name], operator.repository.target(name));
-    targets.insert(target.sha256.clone(), bytes.len());
+    let plugin = &operator.repository.files["lesion-1.0.0.plugin"];
+    let files = || operator.repository.backbones.values().chain([plugin]).map(|bytes| (sha256(bytes), bytes));
+    targets.extend(files().map(|(sha256, bytes)| (sha256, bytes.len())));
     let index = serde_json::json!({ "schema": "scanside.index/1", "metadata": metadata, "block": block, "targets": targets });
     messages.push((format!("{prefix}/index"), serde_json::to_vec(&index).unwrap()));
-    for (n, bytes) in bytes.chunks(block).enumerate() {
-        messages.push((format!("{prefix}/targets/{}/{n}", target.sha256), bytes.to_vec()));
+    for (sha256, bytes) in files() {
+        for (n, bytes) in bytes.chunks(block).enumerate() {
+            messages.push((format!("{prefix}/targets/{sha256}/{n}"), bytes.to_vec()));
+        }
     }
     messages
+}
+
+#[test]
+fn a_backbone_that_a_device_lacks_comes_with_its_plugin() {
+    let mut operator = Operator::new();
+    let backbone = fs::read(&operator.fixture.backbone).unwrap();
+    let (digest, length) = (sha256(&backbone), backbone.len());
+    operator.repository.backbones = [("tiny.safetensors".into(), backbone)].into();
+    operator.repository.release();
+    operator.repository.write(Path::new(&operator.served()));
+    retain(operator.broker.port, &mirror(&operator, 16 << 10)).unwrap();
+    let nowhere = [("SCANSIDE_BACKBONE", "/nowhere/backbone.safetensors")];
+    for (number, source) in [operator.served(), "mqtt".into()].into_iter().enumerate() {
+        // Each is a device that has seen nothing yet, and follows the same desired state.
+        let mut on = operator.edge_box(&source);
+        on.start_with(&nowhere).unwrap();
+        operator.want(1, Some("1.0.0"), 7);
+        on.await_line("task loaded").unwrap();
+        let fetched = on.data().join(format!("backbones/{digest}.safetensors"));
+        assert_eq!(fs::metadata(&fetched).unwrap().len(), length as u64, "{source}");
+        send(&on, operator.folder.path(), number);
+        let (_, result) = next_result(&operator.results).unwrap();
+        assert_eq!(result.provenance.backbone_sha256, digest);
+        // It stays over a restart, as long as a plugin needs it.
+        on.terminate().unwrap();
+        on.start_with(&nowhere).unwrap();
+        on.await_line("task loaded").unwrap();
+        assert!(fetched.exists());
+        on.terminate().unwrap();
+    }
+}
+
+/// A folder over a line that breaks after so many bytes of a backbone; where it was asked to begin.
+#[derive(Debug)]
+struct Torn(Folder, usize, Mutex<Vec<u64>>);
+
+impl Source for Torn {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    fn metadata(&self, file: &str, limit: u64) -> Result<Option<Vec<u8>>, SourceError> {
+        self.0.metadata(file, limit)
+    }
+
+    fn target(&self, target: &TargetFile, from: u64, take: &mut Take<'_>) -> Result<(), SourceError> {
+        let mut left = usize::MAX;
+        if target.path.starts_with("backbones/") {
+            self.2.lock().unwrap().push(from);
+            left = self.1;
+        }
+        self.0.target(target, from, &mut |bytes| {
+            let piece = &bytes[..bytes.len().min(left)];
+            left -= piece.len();
+            take(piece)?;
+            if left == 0 { Err(io::Error::other("the line is down")) } else { Ok(()) }
+        })
+    }
+}
+
+#[test]
+fn a_backbone_is_gone_on_with_where_it_broke_off_and_leaves_room_on_the_disk() {
+    let mut operator = Operator::new();
+    let backbone = fs::read(&operator.fixture.backbone).unwrap();
+    let (digest, half) = (sha256(&backbone), backbone.len() / 2 + 1);
+    operator.repository.backbones = [("tiny.safetensors".into(), backbone)].into();
+    operator.repository.release();
+    operator.repository.write(Path::new(&operator.served()));
+    let data = operator.folder.path().join("data");
+    let torn = Arc::new(Torn(Folder(operator.served().into()), half, Mutex::default()));
+    let updates = |keep_free: u64| {
+        let [site, device]: [TopicLevel; 2] = ["north", "ct-2"].map(|name| name.parse().unwrap());
+        let trust = Trust::open(&data.join("updates"), &operator.folder.path().join("root.json"), &site);
+        let gate = GateLimits { time: PATIENCE, memory: u64::MAX };
+        let backbone = "/nowhere/backbone.safetensors".into();
+        let place = Place { site, device, backbone, keep_free, threads: 1, gate };
+        let downloads = Downloads::open(&data.join("updates/downloads")).unwrap();
+        let slots = Slots::new(&data).signed_only(true);
+        let mut updates = Updates::new(place, trust.unwrap(), torn.clone(), slots, downloads);
+        updates.hear(desire(&operator.desired(1, Some("1.0.0")), &[&Key::of(7)]));
+        updates
+    };
+    let step = |updates: &mut Updates| {
+        let mut told = Vec::new();
+        let after = updates.step(NOW, &mut |reported| {
+            told.push(reported.tasks.get("lesion").cloned());
+            true
+        });
+        (after, told.into_iter().flatten().collect::<Vec<_>>())
+    };
+    let (after, told) = step(&mut updates(u64::MAX));
+    let failure = told.last().unwrap().failure.clone().unwrap();
+    assert_eq!(after, After::Again, "room may be made");
+    assert!(failure.contains("make room on the disk"), "{failure}");
+    assert!(torn.2.lock().unwrap().is_empty(), "nothing is fetched that has no place");
+
+    let folder = data.join("backbones");
+    let other = folder.join(format!("{}.safetensors", "0".repeat(64)));
+    fs::write(&other, "of a plugin that is gone").unwrap();
+    let mut updates = updates(0);
+    let (after, told) = step(&mut updates);
+    assert_eq!(after, After::Again);
+    let is_fetched = |task: &&ReportedTask| task.state == TaskState::Fetching && task.candidate.is_some();
+    assert!(told.iter().filter(is_fetched).any(|task| task.progress.is_some_and(|share| share > 0.5)));
+    let part = folder.join(format!("{digest}.part"));
+    assert_eq!(fs::metadata(&part).unwrap().len(), half as u64);
+    assert!(!other.exists(), "no plugin needs it");
+    let (after, told) = step(&mut updates);
+    assert_eq!((after, told.last().unwrap().state), (After::Rest, TaskState::Active));
+    assert_eq!(*torn.2.lock().unwrap(), [0, half as u64]);
+    assert!(!part.exists() && folder.join(format!("{digest}.safetensors")).exists());
+}
+
+#[test]
+fn a_backbone_that_is_not_the_signed_one_or_not_signed_is_refused() {
+    let mut operator = Operator::new();
+    let backbone = fs::read(&operator.fixture.backbone).unwrap();
+    let digest = sha256(&backbone);
+    let mut on = operator.edge_box(&operator.served());
+    let other = operator.folder.path().join("other.safetensors");
+    fs::write(&other, random_backbone(9)).unwrap();
+    on.start_with(&[("SCANSIDE_BACKBONE", &other.display().to_string())]).unwrap();
+    operator.want(1, Some("1.0.0"), 7);
+    let unknown = operator.until_task(1, TaskState::Failed);
+    let failure = unknown.failure.unwrap();
+    assert!(failure.contains(&digest) && failure.contains("but this backbone has"), "{failure}");
+
+    operator.repository.backbones = [("tiny.safetensors".into(), backbone)].into();
+    operator.repository.release();
+    operator.repository.write(Path::new(&operator.served()));
+    let served = format!("{}/targets/backbones/{digest}.tiny.safetensors", operator.served());
+    let mut tampered = fs::read(&served).unwrap();
+    tampered[5000] ^= 1;
+    fs::write(&served, tampered).unwrap();
+    operator.want(2, Some("1.0.0"), 7);
+    let is = |reported: &Reported| {
+        let task = reported.tasks.get("lesion");
+        let failure = task.and_then(|task| task.failure.as_deref()).unwrap_or_default();
+        failure.contains("backbones/tiny.safetensors is not what was signed")
+    };
+    let refused = operator.until("a backbone that was tampered with", is);
+    assert_eq!(version(refused.tasks["lesion"].active.as_ref()), None);
+    let left: Vec<_> = fs::read_dir(on.data().join("backbones")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+
+    fs::copy(&operator.fixture.backbone, &served).unwrap();
+    operator.want(3, Some("1.0.0"), 7);
+    operator.until_task(3, TaskState::Active);
+    on.terminate().unwrap();
 }
 
 #[test]

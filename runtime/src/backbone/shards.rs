@@ -35,11 +35,16 @@ pub(super) fn read(path: &Path) -> Result<Files, BackboneError> {
         };
         return read(&inside.ok_or_else(nothing)?);
     }
-    if path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(INDEX_END)) {
+    if is_index(path) {
         return sharded(path);
     }
     let SafetensorsFile { tensors, metadata, sha256 } = read_safetensors_where(path, &is_of_images)?;
     Ok(Files { path: path.into(), tensors, sha256, label: metadata.get("name").cloned() })
+}
+
+/// Whether a file is by its name the index of a sharded backbone.
+pub(super) fn is_index(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(INDEX_END))
 }
 
 fn is_of_images(name: &str) -> bool {

@@ -7,9 +7,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use runtime::service::clock::Clock;
 use runtime::service::updates::connection;
 use runtime::slots::{Installed, Slots};
-use runtime::update::{Downloads, Mqtt, Source, Trust, open_source};
+use runtime::update::{
+    Downloads, Mqtt, Progress, Source, Trust, fetch_backbone, lacking_backbone, open_source,
+};
 
-use super::Fault;
+use super::{Fault, say};
 
 /// Fetches the target `name` from `place`, or from where the configuration says, and makes it its task's candidate.
 pub fn install(device: &Device, slots: &Slots, name: &str, place: Option<&str>) -> Result<Installed, Fault> {
@@ -62,18 +64,36 @@ fn fetch(
     let repository = Trust::open(&folder, root, &device.site)?.refresh(source, clock)?;
     let target = repository.find(&device.site, name)?;
     let file = repository.target(&device.site, &target)?;
-    let bar = ProgressBar::new(target.length).with_style(
-        ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {eta}")
-            .unwrap_or(ProgressStyle::default_bar()),
-    );
     let downloads = Downloads::open(&folder.join("downloads"))?;
-    let path = downloads.fetch(&**source, &target, &file, &mut |progress| {
-        bar.set_position(progress.bytes);
-        true
-    })?;
-    bar.finish_and_clear();
+    let path = shown(target.length, |told| Ok(downloads.fetch(&**source, &target, &file, told)?))?;
     let installed = slots.install(&path, Some(target))?;
     // Its bytes are in the slot now.
     let _ = std::fs::remove_file(path);
+    let candidate = slots.state(&installed.task.name)?.and_then(|state| state.candidate);
+    // After the plugin, without which the service would take the backbone for one that nobody needs.
+    let lacking =
+        candidate.and_then(|placed| lacking_backbone(&repository, slots, &placed, &device.backbone));
+    if let Some(backbone) = lacking {
+        say::message(&format!("fetching {}, which the plugin needs", backbone.name));
+        let keep_free = device.store.min_free.0;
+        shown(backbone.length, |told| fetch_backbone(&repository, slots, &backbone, keep_free, told))?;
+    }
     Ok(installed)
+}
+
+/// Shows how the fetch of a file goes on.
+fn shown<T>(
+    length: u64,
+    fetch: impl FnOnce(&mut dyn FnMut(Progress) -> bool) -> Result<T, runtime::Error>,
+) -> Result<T, runtime::Error> {
+    let bar = ProgressBar::new(length).with_style(
+        ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {eta}")
+            .unwrap_or(ProgressStyle::default_bar()),
+    );
+    let fetched = fetch(&mut |progress| {
+        bar.set_position(progress.bytes);
+        true
+    });
+    bar.finish_and_clear();
+    fetched
 }

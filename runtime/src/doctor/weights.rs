@@ -1,4 +1,6 @@
-//! The backbone, and the plugins that are to run on it.
+//! The backbones, and the plugins that are to run on them.
+
+use std::path::{Path, PathBuf};
 
 use firmware_config::device::Device;
 use firmware_config::{Manifest, Rules};
@@ -12,6 +14,8 @@ use crate::slots::{Down, Failed, Placed, Slot, Slots, State};
 /// What lies on the box, or why it cannot be used.
 pub(super) struct Weights {
     backbone: Result<Summary, BackboneError>,
+    /// Those that came from the repository.
+    fetched: Vec<(PathBuf, Result<Summary, BackboneError>)>,
     slots: Result<Vec<Task>, Error>,
 }
 
@@ -35,26 +39,40 @@ struct Task {
     unsigned: bool,
 }
 
-impl Weights {
-    pub fn read(device: &Device) -> Self {
-        let backbone = Backbone::open(&device.backbone).map(|backbone| Summary {
+impl Summary {
+    fn of(path: &Path) -> Result<Self, BackboneError> {
+        let backbone = Backbone::open(path)?;
+        Ok(Self {
             name: backbone.name(),
             bytes: backbone.tensors.values().map(|t| 4 * t.data.len() as u64).sum(),
             sha256: backbone.sha256,
-        });
+        })
+    }
+}
+
+impl Weights {
+    pub fn read(device: &Device) -> Self {
+        let backbone = Summary::of(&device.backbone);
         let slots = Slots::new(&device.data_dir);
+        let fetched = slots.fetched_backbones().into_iter();
+        let fetched = fetched.map(|path| (path.clone(), Summary::of(&path))).collect();
         let tasks = slots.list().map(|list| list.into_iter().map(|slot| task(&slots, slot)).collect());
-        Self { backbone, slots: tasks }
+        Self { backbone, fetched, slots: tasks }
     }
 
     fn tasks(&self) -> &[Task] {
         self.slots.as_deref().unwrap_or_default()
     }
 
+    fn sound(&self) -> impl Iterator<Item = &Summary> {
+        let fetched = self.fetched.iter().map(|(_, summary)| summary);
+        std::iter::once(&self.backbone).chain(fetched).filter_map(|summary| summary.as_ref().ok())
+    }
+
     /// Bytes that the service needs: each task holds its merged weights as read and as packed for the kernels, and the one that is
     /// being loaded holds the graph besides (`tests/tests/memory.rs` holds `infer` to that).
     pub fn memory(&self) -> Option<u64> {
-        let one = self.backbone.as_ref().ok()?.bytes;
+        let one = self.sound().map(|summary| summary.bytes).max()?;
         let loaded = |task: &Task| u64::from(task.active.is_some()) + u64::from(task.shadow);
         let loaded: u64 = self.tasks().iter().map(loaded).sum();
         Some(one * (2 * loaded.max(1) + 1))
@@ -64,6 +82,18 @@ impl Weights {
         let mut checks = Vec::new();
         checks.push(match &self.backbone {
             Ok(summary) => Check::ok("backbone", format!("{}, SHA-256 {}", summary.name, summary.sha256)),
+            Err(_) if device.follows_repository() && !device.backbone.exists() => {
+                let finding = format!("there is none at {}", device.backbone.display());
+                if self.fetched.is_empty() {
+                    Check::warn(
+                        "backbone",
+                        finding,
+                        "the first plugin brings its own if the repository has it",
+                    )
+                } else {
+                    Check::ok("backbone", format!("{finding}; plugins run on those from the repository"))
+                }
+            }
             Err(error) => {
                 let remedy = format!(
                     "put the backbone that the plugins were fitted on at {}",
@@ -72,15 +102,16 @@ impl Weights {
                 Check::fail("backbone", error.to_string(), remedy)
             }
         });
+        checks.extend(self.fetched.iter().map(|(path, summary)| judge_fetched(path, summary)));
         if let Err(error) = &self.slots {
             checks.push(Check::fail("plugins", error.to_string(), "run this as the service's user"));
             return checks;
         }
-        let sha256 = self.backbone.as_ref().ok().map(|summary| summary.sha256.as_str());
+        let backbones: Vec<&str> = self.sound().map(|summary| summary.sha256.as_str()).collect();
         let rules = |task: &Task| device.tasks.iter().find(|rules| rules.name == task.name).map(|t| &t.rules);
         let signed_only = device.updates.root.is_some();
         for task in self.tasks() {
-            checks.push(judge(task, sha256, rules(task)));
+            checks.push(judge(task, &backbones, rules(task)));
             checks.extend(remarks(task, signed_only));
         }
         let runs = |name: &str| self.tasks().iter().any(|task| task.name == name && task.active.is_some());
@@ -140,7 +171,24 @@ fn remarks(task: &Task, signed_only: bool) -> Vec<Check> {
     checks
 }
 
-fn judge(task: &Task, backbone: Option<&str>, rules: Option<&Rules>) -> Check {
+fn judge_fetched(path: &Path, summary: &Result<Summary, BackboneError>) -> Check {
+    let named = path.file_stem().unwrap_or_default();
+    let problem = match summary {
+        Ok(summary) if named == summary.sha256.as_str() => {
+            let finding = format!("from the repository: {}, SHA-256 {}", summary.name, summary.sha256);
+            return Check::ok("backbone", finding);
+        }
+        Ok(summary) => {
+            format!("{} has SHA-256 {}, not the one that it is named by", path.display(), summary.sha256)
+        }
+        Err(error) => error.to_string(),
+    };
+    let remedy =
+        format!("check the disk, remove {} and install its plugin by its name again", path.display());
+    Check::fail("backbone", problem, remedy)
+}
+
+fn judge(task: &Task, backbones: &[&str], rules: Option<&Rules>) -> Check {
     let name = &task.name;
     let manifest = match &task.active {
         None if task.down.is_some() => {
@@ -168,7 +216,7 @@ fn judge(task: &Task, backbone: Option<&str>, rules: Option<&Rules>) -> Check {
         Some(Ok(manifest)) => manifest,
     };
     let what = format!("{name} {}", manifest.task.version);
-    if backbone.is_some_and(|sha256| sha256 != manifest.backbone.sha256) {
+    if !backbones.is_empty() && !backbones.contains(&manifest.backbone.sha256.as_str()) {
         let wanted = &manifest.backbone;
         return Check::fail(
             "plugin",

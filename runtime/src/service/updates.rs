@@ -63,6 +63,7 @@ impl Following {
             site: device.site.clone(),
             device: device.device.clone(),
             backbone: device.backbone.clone(),
+            keep_free: device.store.min_free.0,
             threads,
             gate: (&device.gate).into(),
         };

@@ -10,7 +10,10 @@ use firmware_config::{
 };
 
 use super::trust::utc;
-use super::{Action, Downloads, Progress, Repository, Source, Standing, Trust, UpdateError, plan};
+use super::{
+    Action, Downloads, Progress, Repository, Source, Standing, Trust, UpdateError, fetch_backbone,
+    lacking_backbone, plan,
+};
 use crate::Error;
 use crate::gate::GateLimits;
 use crate::infer::BUILD;
@@ -24,8 +27,10 @@ pub struct Place {
     pub site: TopicLevel,
     /// Its name.
     pub device: TopicLevel,
-    /// The backbone that plugins are merged into.
+    /// The backbone that plugins are merged into, unless they name another one that was fetched for them.
     pub backbone: PathBuf,
+    /// Bytes that a backbone which is fetched leaves free on the disk.
+    pub keep_free: u64,
     /// Threads of the golden cases.
     pub threads: usize,
     /// What the golden gate allows.
@@ -58,7 +63,7 @@ pub struct Updates {
     /// The payload that came last and is not decided about.
     heard: Option<Vec<u8>>,
     /// The metadata that was verified last.
-    repository: Option<Repository>,
+    repository: Option<Arc<Repository>>,
     /// Why the desired state that came last is not followed.
     refused: Option<String>,
     /// What keeps the device from acting on the one that it follows.
@@ -133,7 +138,7 @@ impl Updates {
     pub fn step(&mut self, clock: i64, told: &mut dyn FnMut(Reported) -> bool) -> After {
         match self.trust.refresh(&self.source, clock) {
             Ok(repository) => {
-                self.repository = Some(repository);
+                self.repository = Some(Arc::new(repository));
                 self.hindered = None;
             }
             Err(error) => {
@@ -221,6 +226,9 @@ impl Updates {
         if let Err(error) = self.downloads.clean(&wanted) {
             tracing::warn!(%error, "what is left of older downloads cannot be removed");
         }
+        if let Err(error) = self.slots.remove_unused_backbones() {
+            tracing::warn!(%error, "backbones that no plugin needs any more stay on the disk");
+        }
         if postponed.is_empty() { After::Rest } else { After::Again }
     }
 
@@ -257,8 +265,12 @@ impl Updates {
         tracing::info!(task, ?action, "update");
         match action {
             Action::Install(target) => return self.install(task, target, clock, told),
-            Action::Shadow(shadow) => return self.slots.shadow(task, shadow.clone()),
+            Action::Shadow(shadow) => {
+                self.bring_backbone(task, clock, told)?;
+                return self.slots.shadow(task, shadow.clone());
+            }
             Action::Activate => {
+                self.bring_backbone(task, clock, told)?;
                 self.stage = Some((task.into(), Stage::Checking));
                 told(self.reported(clock));
                 let Place { backbone, threads, gate, .. } = &self.place;
@@ -284,17 +296,7 @@ impl Updates {
         let Some(repository) = &self.repository else { return Ok(()) };
         let file = repository.target(&self.place.site, target)?;
         let (source, downloads) = (self.source.clone(), self.downloads.clone());
-        let mut percent = u64::MAX;
-        let path = downloads.fetch(&*source, target, &file, &mut |progress| {
-            // Told a hundred times at most.
-            let now = 100 * progress.bytes / progress.of.max(1);
-            if now == percent {
-                return true;
-            }
-            percent = now;
-            self.stage = Some((task.into(), Stage::Fetching(progress)));
-            told(self.reported(clock))
-        })?;
+        let path = downloads.fetch(&*source, target, &file, &mut self.fetching(task, clock, told))?;
         // Before it goes into a slot: it would take the place of the other task's candidate.
         let found = Plugin::read(&path)?.0.manifest.task.name;
         if found != task {
@@ -309,19 +311,59 @@ impl Updates {
         Ok(())
     }
 
+    /// Fetches the backbone of the plugin that is to run, where this device lacks it and the repository has it.
+    fn bring_backbone(
+        &mut self,
+        task: &str,
+        clock: i64,
+        told: &mut dyn FnMut(Reported) -> bool,
+    ) -> Result<(), Error> {
+        let Some(repository) = self.repository.clone() else { return Ok(()) };
+        let (slots, next) = (self.slots.clone(), self.slots.state(task)?);
+        let Some(placed) = next.as_ref().and_then(State::next) else { return Ok(()) };
+        let Some(target) = lacking_backbone(&repository, &slots, placed, &self.place.backbone) else {
+            return Ok(());
+        };
+        let keep_free = self.place.keep_free;
+        fetch_backbone(&repository, &slots, &target, keep_free, &mut self.fetching(task, clock, told))
+    }
+
+    /// Tells how a fetch goes on, a hundred times at most; what is in the slots is looked up once.
+    fn fetching<'a>(
+        &'a mut self,
+        task: &'a str,
+        clock: i64,
+        told: &'a mut dyn FnMut(Reported) -> bool,
+    ) -> impl FnMut(Progress) -> bool + 'a {
+        let (slots, mut percent) = (self.slots.list().unwrap_or_default(), u64::MAX);
+        move |progress| {
+            let now = 100 * progress.bytes / progress.of.max(1);
+            if now == percent {
+                return true;
+            }
+            percent = now;
+            self.stage = Some((task.into(), Stage::Fetching(progress)));
+            told(self.report(&slots, clock))
+        }
+    }
+
     /// Where everything stands.
     pub fn reported(&self, clock: i64) -> Reported {
+        self.report(&self.slots.list().unwrap_or_default(), clock)
+    }
+
+    fn report(&self, slots: &[Slot], clock: i64) -> Reported {
         let desired = self.trust.desired();
         let mut tasks = BTreeMap::new();
-        for Slot { name, state } in self.slots.list().unwrap_or_default() {
+        for Slot { name, state } in slots {
             let reported = match state {
-                Ok(state) => self.task(&name, &state, desired.as_ref()),
+                Ok(state) => self.task(name, state, desired.as_ref()),
                 Err(error) => ReportedTask {
                     failure: Some(error.to_string()),
-                    ..self.task(&name, &State::default(), None)
+                    ..self.task(name, &State::default(), None)
                 },
             };
-            tasks.insert(name, reported);
+            tasks.insert(name.clone(), reported);
         }
         for task in desired.iter().flat_map(|desired| desired.tasks.keys()) {
             if !tasks.contains_key(task) {
@@ -342,7 +384,7 @@ impl Updates {
     }
 
     fn metadata(&self) -> Option<MetadataVersions> {
-        self.repository.as_ref().map(Repository::versions)
+        self.repository.as_deref().map(Repository::versions)
     }
 
     fn task(&self, task: &str, state: &State, desired: Option<&Desired>) -> ReportedTask {

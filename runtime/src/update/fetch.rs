@@ -116,11 +116,10 @@ impl Downloads {
         let mut take = |piece: &[u8]| -> io::Result<()> {
             bytes += piece.len() as u64;
             long = bytes > target.length;
-            stopped = !long && !told(Progress { bytes, of: target.length });
-            if long || stopped {
+            if long {
                 return Err(io::Error::other("no more of it"));
             }
-            let mut write = || {
+            let mut write = || -> io::Result<()> {
                 part.write_at(bytes - piece.len() as u64, piece)?;
                 if bytes - synced >= SYNC_EVERY {
                     part.sync()?;
@@ -128,11 +127,14 @@ impl Downloads {
                 }
                 Ok(())
             };
-            write().map_err(|error: io::Error| {
+            if let Err(error) = write() {
                 let told = io::Error::other(error.to_string());
                 disk = Some(error);
-                told
-            })
+                return Err(told);
+            }
+            // What is told is here.
+            stopped = !told(Progress { bytes, of: target.length });
+            if stopped { Err(io::Error::other("it was ended")) } else { Ok(()) }
         };
         let fetched = if from < target.length { source.target(file, from, &mut take) } else { Ok(()) };
         if let Some(error) = disk {

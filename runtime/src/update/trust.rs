@@ -277,6 +277,15 @@ impl Repository {
         Ok(TargetFile::new(&found))
     }
 
+    /// The backbone with this SHA-256, if the targets role signs it.
+    pub fn backbone(&self, sha256: &str) -> Option<TargetRef> {
+        let targets = self.inner.targets().signed.targets.iter();
+        let mut all = targets.map(|(name, target)| reference(name.resolved(), target));
+        all.find(|target| {
+            target.name.starts_with("backbones/") && target.sha256 == sha256 && target.validate().is_ok()
+        })
+    }
+
     /// The role that the repository delegates a site to.
     fn site(&self, site: &str) -> Result<Option<&Signed<Targets>>, String> {
         let role =
