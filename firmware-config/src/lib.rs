@@ -34,8 +34,8 @@ pub use fleet::{
     ReportedTask, Shadow, ShadowReport, TargetRef, TaskState, Wanted,
 };
 pub use manifest::{
-    Activation, AttentionLora, BackboneRef, ContentDtype, GoldenCase, Label, LoraSpec, Manifest, SCHEMA,
-    Task, Threshold, Tolerance,
+    Activation, AttentionLora, BackboneRef, ContentDtype, GoldenCase, Label, LoraSpec, Manifest, Origin,
+    SCHEMA, Task, Threshold, Tolerance,
 };
 pub use names::{Broker, NameError, TopicLevel};
 pub use pattern::Pattern;

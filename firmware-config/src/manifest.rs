@@ -181,7 +181,7 @@ pub enum AttentionLora {
 
 /// An input with the outputs that the trainer got for it.
 ///
-/// The input is synthetic: a volume under the case's name among the plugin's golden tensors, `[nz, ny, nx]`,
+/// The input is a volume under the case's name among the plugin's golden tensors, `[nz, ny, nx]`,
 /// axes along RAS+; the slices that the recipe makes of it go through the graph. Every view is given the same volume; slices are
 /// counted through the views, in their order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -189,6 +189,9 @@ pub enum AttentionLora {
 pub struct GoldenCase {
     /// Name of the case.
     pub name: String,
+    /// Where its input comes from.
+    #[serde(default, skip_serializing_if = "Origin::is_default")]
+    pub origin: Origin,
     /// Voxel spacing along x, y, z, in mm.
     pub spacing_mm: [f64; 3],
     /// Expected logits.
@@ -199,6 +202,24 @@ pub struct GoldenCase {
     pub heatmap_peak: [usize; 3],
     /// How far a device may be off.
     pub tolerance: Tolerance,
+}
+
+/// Where the input of a golden case comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// Made up.
+    #[default]
+    Synthetic,
+    /// A patient's scan: whoever has the plugin has it.
+    Patient,
+}
+
+impl Origin {
+    /// Whether it need not be written.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// How far a device may be off from a golden case, as largest absolute differences.
@@ -221,6 +242,13 @@ impl Manifest {
     /// Whether slices can be encoded as they arrive: there is one view, and its recipe is [`Recipe::streamable`].
     pub fn is_streamable(&self) -> bool {
         self.views.is_empty() && self.recipe.streamable()
+    }
+
+    /// The golden cases whose input is a patient's scan, by name; none where none is.
+    pub fn patient_golden(&self) -> Option<String> {
+        let patients = self.golden.iter().filter(|case| case.origin == Origin::Patient);
+        let names: Vec<&str> = patients.map(|case| case.name.as_str()).collect();
+        (!names.is_empty()).then(|| names.join(", "))
     }
 
     /// Checks what types cannot state.
@@ -299,6 +327,18 @@ mod tests {
         for bad in ["1", "1.0", "1.0.x", "1.0.-1", "01.0.0", "1.0.0-rc1"] {
             assert_eq!(task("a", bad).unwrap_err().field, "task.version", "{bad}");
         }
+    }
+
+    #[test]
+    fn a_golden_case_is_synthetic_unless_it_says_otherwise() {
+        let plain = r#"{"name":"a","spacing_mm":[1.0,1.0,1.0],"logits":[],"slice_weights":[],"heatmap_peak":[0,0,0],"tolerance":{"logits":0.5,"slice_weights":0.5}}"#;
+        let mut case: GoldenCase = serde_json::from_str(plain).unwrap();
+        assert_eq!(case.origin, Origin::Synthetic);
+        assert_eq!(serde_json::to_string(&case).unwrap(), plain, "older manifests keep their bytes");
+        case.origin = Origin::Patient;
+        let text = serde_json::to_string(&case).unwrap();
+        assert!(text.contains(r#""origin":"patient""#), "{text}");
+        assert_eq!(serde_json::from_str::<GoldenCase>(&text).unwrap(), case);
     }
 
     #[test]

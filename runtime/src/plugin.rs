@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | `manifest.json` | [`Manifest`] |
 //! | `content.safetensors` | factors, query and head, f32 or f16 as the manifest says |
-//! | `golden.safetensors` | synthetic input volumes `[nz, ny, nx]`, one a golden case |
+//! | `golden.safetensors` | input volumes `[nz, ny, nx]`, one a golden case; the manifest says where they come from |
 //! | `card.md` | model card |
 //! | `SHA256SUMS` | digests of the four, as `sha256sum -c` reads them |
 //!

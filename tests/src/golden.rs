@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use firmware_config::{GoldenCase, Tolerance};
+use firmware_config::{GoldenCase, Origin, Tolerance};
 use runtime::backbone::Backbone;
 use runtime::infer::{LoadedTask, golden_peak, golden_weights};
 use runtime::plugin::{Plugin, build_graph, content_sha256};
@@ -74,6 +74,7 @@ fn give_golden(task: &LoadedTask, plugin: &mut Plugin) {
     plugin.golden.insert("wave".into(), Tensor::new([4, 10, 12], voxels));
     plugin.manifest.golden = vec![GoldenCase {
         name: "wave".into(),
+        origin: Origin::Synthetic,
         spacing_mm,
         logits: found.logits,
         slice_weights,

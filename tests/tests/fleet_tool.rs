@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
-use firmware_config::{Desired, Promote, TargetRef};
+use firmware_config::{Desired, Origin, Promote, TargetRef};
 use olpc_cjson::CanonicalFormatter;
 use runtime::tensor::sha256;
 use serde::Serialize;
@@ -166,6 +166,17 @@ fn what_is_published_is_what_a_client_verifies() {
     damaged[3000] ^= 1;
     fs::write(desk.path("damaged"), damaged).unwrap();
     desk.run(&["publish", "--plugin", "damaged", "--site", "north"]).refused("damaged");
+    assert_eq!(desk.targets(), targets);
+
+    let patient = tests::golden::plugin(&two, "patient", |p| {
+        p.manifest.task.version = "1.2.0".into();
+        p.manifest.golden[0].origin = Origin::Patient;
+    });
+    let words = ["publish", "--plugin", text(&patient), "--site", "north"];
+    desk.run(&words).refused("the golden cases wave of");
+    assert_eq!(desk.targets(), targets);
+    desk.run(&[&words[..], &["--allow-patient-golden"]].concat()).success();
+    desk.run(&["unpublish", "north/lesion-1.2.0.plugin"]).success();
     assert_eq!(desk.targets(), targets);
 
     // Keys that are not at hand are named.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use firmware_config::TargetRef;
+use firmware_config::{Origin, TargetRef};
 use runtime::disk::RealDisk;
 use runtime::gate::{GateLimits, Identity, Machine, Memory, ThisMachine};
 use runtime::infer::{Context, LoadedTask};
@@ -405,4 +405,21 @@ fn a_signed_plugin_names_its_target_in_results() {
     assert_eq!(unsigned.trust, Trust::Unsigned);
     assert!(!unsigned.to_json().contains("target") && unsigned.provenance.digest != signed.provenance.digest);
     assert_eq!(unsigned.labels, signed.labels);
+}
+
+#[test]
+fn an_unsigned_plugin_with_a_patients_scan_is_installed_only_where_that_is_said() {
+    let fixture = Fixture::for_a_service(|_| ());
+    let patient = plugin(&fixture, "patient.plugin", |plugin| {
+        plugin.manifest.golden[0].origin = Origin::Patient;
+    });
+    let on = EdgeBox::new("mqtt://127.0.0.1:1883", &fixture, "").unwrap();
+    let path = patient.display().to_string();
+    let refused = run(program("scanside").args(["plugin", "install", &path, "--config"]).arg(on.config()));
+    refused.refused("the golden cases wave of");
+    assert!(!on.data().join("plugins").exists());
+    let shown = run(program("scanside").args(["plugin", "show", &path]));
+    assert!(shown.stdout.contains("1, of which patients' scans: wave"), "{shown:?}");
+    on.plugin(&["install", &path, "--allow-patient-golden"]).unwrap();
+    on.plugin(&["activate", "lesion"]).unwrap();
 }

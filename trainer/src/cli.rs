@@ -136,6 +136,12 @@ struct Export {
     /// Round factors, query and head to half precision: half the bytes to ship; the graph is as large and as fast
     #[arg(long)]
     half: bool,
+    /// Rows of the data table, by id, whose scans become golden cases beside the synthetic ones
+    #[arg(long, value_name = "ID", num_args = 1..)]
+    golden: Vec<String>,
+    /// Let patients' scans go into the plugin, and so to whoever gets it; the model card names them
+    #[arg(long, requires = "golden")]
+    allow_patient_golden: bool,
     /// Data table, for the scans compared [default: where the run was fitted]
     #[arg(long, value_name = "CSV")]
     data: Option<PathBuf>,
@@ -371,6 +377,8 @@ fn run_export(args: Export) -> Result<()> {
         data: args.data,
         peft: args.peft.map(|folder| (folder, args.peft_naming)),
         half: args.half,
+        golden: args.golden,
+        allow_patient_golden: args.allow_patient_golden,
         device: device::open(&args.machine.device)?,
         threads: threads(args.machine.threads),
     })?;

@@ -46,6 +46,10 @@ pub struct Options {
     pub peft: Option<(PathBuf, Option<String>)>,
     /// Whether factors, query and head are rounded to half precision, and the plugin is half as large.
     pub half: bool,
+    /// Rows of the data table, by id, whose scans become golden cases too.
+    pub golden: Vec<String>,
+    /// Whether patients' scans may go into the plugin.
+    pub allow_patient_golden: bool,
     /// Where libtorch computes.
     pub device: Device,
     /// Threads of libtorch and of the engine.
@@ -80,6 +84,7 @@ pub fn export(options: &Options) -> Result<Exported, Error> {
         run.best.round_to_f16();
     }
     let (settings, task) = (run.settings(), &run.settings().task);
+    check_golden(options, !task.views.is_empty())?;
     if task.train.pooling != Pooling::Query {
         let problem = format!(
             "it was fitted with train.pooling = \"{}\", but plugin and device pool by a query; fit again with \"query\" to export",
@@ -129,7 +134,7 @@ pub fn export(options: &Options) -> Result<Exported, Error> {
     table.keep_masks(|_| false);
     let mut parity = Parity::default();
     parity::on_scans(&mut parity, &table, task, &network, &engine)?;
-    let golden = golden::cases(&mut parity, task, &network, &engine)?;
+    let golden = golden::cases(&mut parity, &table, &options.golden, task, &network, &engine)?;
     parity.enforce()?;
     manifest.golden = golden.iter().map(|g| g.case.clone()).collect();
 
@@ -154,6 +159,23 @@ pub fn export(options: &Options) -> Result<Exported, Error> {
         manifest,
     };
     write(&plugin, &graph, parity, options)
+}
+
+/// Whether the scans that are asked for may become golden cases.
+fn check_golden(options: &Options, has_views: bool) -> Result<(), Error> {
+    if options.golden.is_empty() {
+        return Ok(());
+    }
+    let refused = |problem: &str| Err(Error::Flag { flag: "--golden", problem: problem.into() });
+    if !options.allow_patient_golden {
+        return refused(
+            "the scans would go to whoever gets the plugin; say --allow-patient-golden where their patients' data may be passed on",
+        );
+    }
+    if has_views {
+        return refused("a golden case holds one volume, and the task has several views; leave --golden out");
+    }
+    Ok(())
 }
 
 /// Writes plugin and graph, and reads the plugin back; leaves neither where one fails.

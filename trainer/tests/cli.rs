@@ -141,6 +141,10 @@ fn f16_is_refused_on_a_cpu_before_anything_is_written() {
 #[test]
 fn a_run_goes_from_fit_to_evaluate() {
     let folder = Folder::new();
+    // One scan is stored from right to left and from front to back.
+    let turned = Geometry::from_columns([[-3.0, 0.0, 0.0], [0.0, -3.0, 0.0], [0.0, 0.0, 6.0]], [0.0; 3]);
+    let voxels: Vec<f32> = (0..480).map(|v| 300.0 + (v * 7 % 31) as f32).collect();
+    write_nifti(&folder.path("1.nii"), [10, 12, 4], &voxels, &turned).unwrap();
     let mut fit = folder.fit("task.toml", "data.csv");
     fit.extend(["--probe".into(), "--blocks".into(), "2".into()]);
     assert!(succeed(&strs(&fit)).contains("frozen linear probe: test AUROC"));
@@ -152,6 +156,32 @@ fn a_run_goes_from_fit_to_evaluate() {
     let (plugin, _) = runtime::plugin::Plugin::read(&folder.path("out/bright-0.1.0.plugin")).unwrap();
     assert_eq!(plugin.manifest.backbone.blocks, Some(2));
     assert!(folder.path("out/bright-0.1.0.onnx").exists());
+
+    // Scans of the table go into a plugin only where that is said to be permitted.
+    let out = folder.text("golden");
+    let with = ["export", "--run", &run, "--out", &out, "--threads", "1", "--golden", "s0", "s1"];
+    refuse(&with, "say --allow-patient-golden");
+    assert!(!folder.path("golden").exists());
+    let allowed = [&with[..], &["--allow-patient-golden"]].concat();
+    let unknown: Vec<&str> = allowed.iter().map(|word| if *word == "s1" { "s99" } else { *word }).collect();
+    refuse(&unknown, "has no row with the id `s99`");
+    succeed(&allowed);
+    let (with_scans, _) = runtime::plugin::Plugin::read(&folder.path("golden/bright-0.1.0.plugin")).unwrap();
+    assert_eq!(with_scans.manifest.patient_golden().as_deref(), Some("scan-s0, scan-s1"));
+    assert_eq!((with_scans.manifest.golden.len(), plugin.manifest.golden.len()), (4, 2));
+    assert!(
+        with_scans.card.contains("**The plugin holds patients' scans**, its golden cases scan-s0, scan-s1")
+    );
+    assert!(plugin.manifest.patient_golden().is_none() && !plugin.card.contains("patients' scans"));
+    let plugin_path = folder.path("golden/bright-0.1.0.plugin");
+    let task = runtime::infer::LoadedTask::merge(Path::new(&backbone()), &plugin_path, 1).unwrap();
+    assert_eq!(task.check_golden().unwrap().cases, 4);
+    // They are the scans as `predict` sees them, however they are stored.
+    let printed = succeed(&["predict", "--run", &run, "--data", &data, "--threads", "1"]);
+    for (line, case) in printed.lines().skip(1).zip(&with_scans.manifest.golden[2..]) {
+        let logit: f32 = line.split(',').nth(3).unwrap().parse().unwrap();
+        assert!((logit - case.logits[0]).abs() < 1e-3, "{line}: {case:?}");
+    }
 
     // The adapter is of Hugging Face's names, as the backbone: query, key and value apart.
     folder.write(

@@ -1,6 +1,6 @@
 //! `scanside plugin`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use firmware_config::device::Device;
@@ -28,6 +28,9 @@ pub enum PluginCommand {
         /// The repository to take it from instead of `updates.source`: https://HOST/PATH, a folder such as a USB stick's, or mqtt.
         #[arg(long, value_name = "REPOSITORY")]
         source: Option<String>,
+        /// Also an unsigned plugin that holds patients' scans among its golden cases.
+        #[arg(long)]
+        allow_patient_golden: bool,
         #[command(flatten)]
         device: DeviceArgs,
     },
@@ -78,12 +81,16 @@ impl PluginCommand {
                 let (plugin, sha256) = Plugin::read(&file)?;
                 say::table(&describe(&plugin.manifest, sha256))
             }
-            Self::Install { plugin, source, device } => {
+            Self::Install { plugin, source, allow_patient_golden, device } => {
                 let device = config::load(&device.config)?;
                 let slots = slots(&device);
                 // A name in the repository is no path: a file of that name is looked at first, and where only signed plugins are
                 // installed it is refused.
                 let installed = if device.updates.root.is_none() || (source.is_none() && plugin.is_file()) {
+                    // Where plugins must be signed, whoever signs them decides, and this one is refused in any case.
+                    if device.updates.root.is_none() && !allow_patient_golden {
+                        check_golden(&plugin)?;
+                    }
                     slots.install(&plugin, None)?
                 } else {
                     target::install(&device, &slots, &plugin.to_string_lossy(), source.as_deref())?
@@ -115,6 +122,18 @@ impl PluginCommand {
 /// Where a trusted root is configured, what is installed must come from its repository.
 fn slots(device: &Device) -> Slots {
     Slots::new(&device.data_dir).signed_only(device.updates.root.is_some())
+}
+
+/// Refuses patients' scans.
+fn check_golden(path: &Path) -> Result<(), Fault> {
+    match Plugin::read(path)?.0.manifest.patient_golden() {
+        None => Ok(()),
+        Some(cases) => Err(Fault::Usage(format!(
+            "the golden cases {cases} of {} are patients' scans, which would stay on this device with the plugin: say \
+             --allow-patient-golden where that is permitted",
+            path.display()
+        ))),
+    }
 }
 
 fn threads(device: &Device) -> usize {
@@ -244,13 +263,19 @@ fn describe(manifest: &Manifest, sha256: String) -> Vec<(&'static str, String)> 
         ("streamable", manifest.streamable.to_string()),
         ("accepts", manifest.accepts.as_ref().map_or("not stated".into(), json)),
         ("heat map", manifest.heatmap.clone()),
-        ("golden cases", manifest.golden.len().to_string()),
+        ("golden cases", golden(manifest)),
         ("written by", manifest.build.clone()),
         ("backbone SHA-256", backbone.sha256.clone()),
         ("content SHA-256", manifest.content_sha256.clone()),
         ("graph SHA-256", manifest.graph_sha256.clone()),
         ("plugin SHA-256", sha256),
     ]
+}
+
+fn golden(manifest: &Manifest) -> String {
+    let patients = manifest.patient_golden();
+    let patients = patients.map_or(String::new(), |cases| format!(", of which patients' scans: {cases}"));
+    format!("{}{patients}", manifest.golden.len())
 }
 
 fn label(label: &Label) -> String {

@@ -22,7 +22,7 @@ pub(super) fn markdown(run: &Run, manifest: &Manifest, parity: &Parity) -> Resul
     let parts = [
         model(&mut card, manifest),
         intended(&mut card, manifest),
-        data(&mut card, run, summary.as_ref()),
+        data(&mut card, run, summary.as_ref(), manifest),
         training(&mut card, run, summary.as_ref()),
         figures(&mut card, &evaluations, parity),
         decision(&mut card, manifest, &evaluations),
@@ -114,7 +114,7 @@ fn changed(value: &impl serde::Serialize, default: &impl serde::Serialize) -> St
     if value.is_empty() { "none".into() } else { format!("`{}`", ::toml::Value::Table(value)) }
 }
 
-fn data(card: &mut String, run: &Run, summary: Option<&Summary>) -> std::fmt::Result {
+fn data(card: &mut String, run: &Run, summary: Option<&Summary>, manifest: &Manifest) -> std::fmt::Result {
     let data = &run.settings().data;
     writeln!(card, "## Data\n\n| volumes | train | validation | test |\n| --- | --- | --- | --- |")?;
     writeln!(card, "| all | {} | {} | {} |", data.train, data.val, data.test)?;
@@ -126,7 +126,14 @@ fn data(card: &mut String, run: &Run, summary: Option<&Summary>) -> std::fmt::Re
         writeln!(card, "| {label} | {} | {} | {} |", count("train"), count("val"), count("test"))?;
     }
     let checkpoint = "The checkpoint was chosen by validation AUROC.";
-    writeln!(card, "\nThe table's SHA-256 is `{}`. {checkpoint}\n", data.sha256)
+    writeln!(card, "\nThe table's SHA-256 is `{}`. {checkpoint}\n", data.sha256)?;
+    if let Some(cases) = manifest.patient_golden() {
+        writeln!(
+            card,
+            "**The plugin holds patients' scans**, its golden cases {cases}: whoever has it has them.\n"
+        )?;
+    }
+    Ok(())
 }
 
 fn figures(card: &mut String, evaluations: &[Evaluation], parity: &Parity) -> std::fmt::Result {

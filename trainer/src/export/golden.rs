@@ -1,4 +1,4 @@
-use firmware_config::{GoldenCase, Intensity, Recipe, Tolerance};
+use firmware_config::{GoldenCase, Intensity, Origin, Recipe, Tolerance};
 use runtime::backbone::Tensor;
 use runtime::engine::Engine;
 use runtime::infer::{golden_peak, golden_weights};
@@ -6,13 +6,14 @@ use runtime::recipe::Prepared;
 use runtime::volume::{Geometry, Volume};
 
 use super::parity::{Parity, both};
+use super::short;
 use crate::Error;
-use crate::data::{Slices, Study};
+use crate::data::{Slices, Study, Table, single};
 use crate::model::Network;
 use crate::random::{Purpose, generator, unit};
 use crate::task::Task;
 
-/// Golden cases in a plugin.
+/// Synthetic golden cases in a plugin.
 const CASES: u64 = 2;
 /// Voxels along x, y and z.
 const DIMS: [usize; 3] = [24, 24, 6];
@@ -28,39 +29,92 @@ pub(super) struct Golden {
     pub(super) voxels: Tensor,
 }
 
-/// Synthetic volumes with what the engine makes of them; the engine is compared with libtorch on them as well.
+/// The input of a golden case, axes along RAS+.
+struct Input {
+    name: String,
+    origin: Origin,
+    dims: [usize; 3],
+    spacing_mm: [f64; 3],
+    voxels: Vec<f32>,
+}
+
+impl Input {
+    /// What the engine makes of it; the engine is compared with libtorch on it as well.
+    fn run(
+        self,
+        parity: &mut Parity,
+        task: &Task,
+        network: &Network,
+        engine: &Engine,
+    ) -> Result<Golden, Error> {
+        let ([x, y, z], [nx, ny, nz]) = (self.spacing_mm, self.dims);
+        let geometry = Geometry::from_columns([[x, 0.0, 0.0], [0.0, y, 0.0], [0.0, 0.0, z]], [0.0; 3]);
+        let volume = Volume::from_parts(self.dims, self.voxels.clone(), geometry);
+        let view = |(_, recipe): (_, &Recipe)| {
+            let prepared = Prepared::new(&volume, recipe).map_err(runtime::Error::from)?;
+            Ok(Some(Slices::of(&prepared).into()))
+        };
+        let views = task.inputs().into_iter().map(view).collect::<Result<_, Error>>()?;
+        let (expected, found) = both(&Study { views }, task, network, engine)?;
+        parity.add(&expected, &found);
+        let grids: Vec<_> = engine.views().iter().map(|view| view.grid).collect();
+        let case = GoldenCase {
+            name: self.name,
+            origin: self.origin,
+            spacing_mm: self.spacing_mm,
+            heatmap_peak: golden_peak(&found, &grids),
+            slice_weights: golden_weights(&found),
+            logits: found.logits,
+            tolerance: Tolerance::default(),
+        };
+        Ok(Golden { case, voxels: Tensor::new([nz, ny, nx], self.voxels) })
+    }
+}
+
+/// Synthetic volumes, and the scans of the table's rows `ids`.
 pub(super) fn cases(
     parity: &mut Parity,
+    table: &Table,
+    ids: &[String],
     task: &Task,
     network: &Network,
     engine: &Engine,
 ) -> Result<Vec<Golden>, Error> {
-    (0..CASES)
-        .map(|index| {
-            let [nx, ny, nz] = DIMS;
-            let voxels = blobs(&task.recipe.intensity, index);
-            let [x, y, z] = SPACING_MM;
-            let geometry = Geometry::from_columns([[x, 0.0, 0.0], [0.0, y, 0.0], [0.0, 0.0, z]], [0.0; 3]);
-            let volume = Volume::from_parts(DIMS, voxels.clone(), geometry);
-            let view = |(_, recipe): (_, &Recipe)| {
-                let prepared = Prepared::new(&volume, recipe).map_err(runtime::Error::from)?;
-                Ok(Some(Slices::of(&prepared).into()))
-            };
-            let views = task.inputs().into_iter().map(view).collect::<Result<_, Error>>()?;
-            let (expected, found) = both(&Study { views }, task, network, engine)?;
-            parity.add(&expected, &found);
-            let grids: Vec<_> = engine.views().iter().map(|view| view.grid).collect();
-            let case = GoldenCase {
-                name: format!("blobs-{}", index + 1),
-                spacing_mm: SPACING_MM,
-                heatmap_peak: golden_peak(&found, &grids),
-                slice_weights: golden_weights(&found),
-                logits: found.logits,
-                tolerance: Tolerance::default(),
-            };
-            Ok(Golden { case, voxels: Tensor::new([nz, ny, nx], voxels) })
+    let synthetic = (0..CASES).map(|index| {
+        Ok(Input {
+            name: format!("blobs-{}", index + 1),
+            origin: Origin::Synthetic,
+            dims: DIMS,
+            spacing_mm: SPACING_MM,
+            voxels: blobs(&task.recipe.intensity, index),
         })
-        .collect()
+    });
+    let scans = ids.iter().map(|id| scan(table, id));
+    synthetic.chain(scans).map(|input| input?.run(parity, task, network, engine)).collect()
+}
+
+/// The scan of a row as a golden case holds it: its axes along RAS+, an oblique one not resampled.
+fn scan(table: &Table, id: &str) -> Result<Input, Error> {
+    let sample = table.samples.iter().find(|sample| sample.id == id).ok_or_else(|| Error::Flag {
+        flag: "--golden",
+        problem: format!("{} has no row with the id `{id}`", table.path.display()),
+    })?;
+    let volume = single(table, sample, sample.image(), "image")?;
+    let (turn, spacing) = (volume.reorientation(), volume.spacing());
+    let dims = turn.ras_dims(volume.dims);
+    let [nx, ny, nz] = dims;
+    let mut voxels = Vec::with_capacity(volume.voxels.len());
+    for (z, y, x) in (0..nz).flat_map(|z| (0..ny).flat_map(move |y| (0..nx).map(move |x| (z, y, x)))) {
+        let [i, j, k] = turn.stored_index([x, y, z], volume.dims);
+        voxels.push(volume.voxels[i + volume.dims[0] * (j + volume.dims[1] * k)]);
+    }
+    Ok(Input {
+        name: format!("scan-{id}"),
+        origin: Origin::Patient,
+        dims,
+        spacing_mm: turn.axis.map(|axis| short(spacing[axis])),
+        voxels,
+    })
 }
 
 /// A few smooth blobs with noise on a dark ground: whole numbers within the recipe's windows, or 0 to 1000.

@@ -125,6 +125,8 @@ impl Bench {
             data: None,
             peft: None,
             half: false,
+            golden: Vec::new(),
+            allow_patient_golden: false,
             device: Device::Cpu,
             threads: 1,
         })
@@ -393,6 +395,8 @@ fn an_export_reproduces_libtorch_and_its_plugin_rebuilds_the_graph() {
         let of = |run: &Path| export::Options {
             peft: None,
             half: false,
+            golden: Vec::new(),
+            allow_patient_golden: false,
             run: run.to_owned(),
             out: bench.path("out"),
             backbone: None,
@@ -455,6 +459,8 @@ fn an_export_on_another_backbone_leaves_no_file() {
     let options = export::Options {
         peft: None,
         half: false,
+        golden: Vec::new(),
+        allow_patient_golden: false,
         run: bench.path("run"),
         out: bench.path("out"),
         backbone: Some(other),

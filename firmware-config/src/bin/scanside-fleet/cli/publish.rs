@@ -30,6 +30,9 @@ pub struct Publish {
     /// Its merged graph, to say how many times fewer bytes the plugin is
     #[arg(long, value_name = "FILE", requires = "plugin")]
     graph: Option<PathBuf>,
+    /// Also a plugin that holds patients' scans among its golden cases
+    #[arg(long, requires = "plugin")]
+    allow_patient_golden: bool,
     /// A backbone file, for all devices
     #[arg(long, value_name = "FILE", conflicts_with = "plugin")]
     backbone: Option<PathBuf>,
@@ -82,6 +85,13 @@ impl Publish {
 
     fn plugin(&self, common: &Common, path: &Path) -> Result<()> {
         let plugin = PluginFile::read(path)?;
+        if let Some(cases) = plugin.manifest.patient_golden().filter(|_| !self.allow_patient_golden) {
+            return Err(input(format!(
+                "the golden cases {cases} of {} are patients' scans, which every device and whoever reads the repository gets: \
+                 export it without them, or say --allow-patient-golden where that is permitted",
+                path.display()
+            )));
+        }
         let task = &plugin.manifest.task;
         let mut repository = common.open()?;
         let sites: BTreeSet<String> = if self.all_sites {
