@@ -116,7 +116,7 @@ impl Slots {
         self.install_bytes(&bytes, file, target)
     }
 
-    fn install_bytes(
+    pub(crate) fn install_bytes(
         &self,
         bytes: &[u8],
         file: &Path,
@@ -572,4 +572,4 @@ pub fn condemns(error: &Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

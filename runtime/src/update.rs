@@ -25,6 +25,8 @@ mod power_cuts;
 mod source;
 mod state;
 mod trust;
+#[cfg(test)]
+mod whole_update;
 
 pub use backbone::{fetch_backbone, lacking_backbone};
 pub use device::{After, Place, Updates};

@@ -1,5 +1,6 @@
 //! The power goes after every single operation of what updates keep: what was seen is never forgotten, and what was fetched
-//! before a step ended is not fetched again. What becomes of plugins is in the tests of `slots`.
+//! before a step ended is not fetched again. What becomes of plugins is in the tests of `slots`, and an update as a whole in
+//! `whole_update`.
 
 use std::path::Path;
 use std::sync::Arc;

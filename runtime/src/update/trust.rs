@@ -53,8 +53,17 @@ impl Trust {
     /// owner trusts, for a device of `site`. With another anchor than before, trust begins anew: that is how a lost set of root keys is
     /// replaced.
     pub fn open(folder: &Path, anchor: &Path, site: &TopicLevel) -> Result<Self, UpdateError> {
+        Self::on(Arc::new(RealDisk::Shared), folder, anchor, site)
+    }
+
+    /// As [`Self::open`], with what is kept on any disk.
+    pub(super) fn on(
+        disk: Arc<dyn Disk>,
+        folder: &Path,
+        anchor: &Path,
+        site: &TopicLevel,
+    ) -> Result<Self, UpdateError> {
         let bytes = read_root(anchor)?.0;
-        let disk: Arc<dyn Disk> = Arc::new(RealDisk::Shared);
         create_folders_on(&*disk, folder, folder).map_err(UpdateError::io(folder))?;
         let digest = sha256(&bytes);
         let kept = State::read(&*disk, &folder.join("trust.json"))?;
