@@ -1,6 +1,7 @@
 //! Support for the integration tests and the demo.
 
 pub mod broker;
+pub mod desk;
 pub mod dicom;
 pub mod fixture;
 pub mod golden;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -19,40 +19,22 @@ use runtime::update::{
     After, Downloads, Folder, Place, Source, SourceError, Take, TargetFile, Trust, Updates,
 };
 use tempfile::TempDir;
+use tests::desk::Desk;
 use tests::fixture::Fixture;
 use tests::mosquitto::{Mosquitto, free_port};
-use tests::programs::{Outcome, operator, run};
 use tests::scanner::{self, dcmtk};
 use tests::service::{EdgeBox, PATIENCE, next_result, series};
 use tests::subscriber::Subscriber;
 
-struct Desk(TempDir);
-
-impl Desk {
-    /// A folder with two versions of a plugin.
-    fn new() -> Self {
-        let desk = Self(tempfile::tempdir().unwrap());
-        for version in ["1.0.0", "1.1.0"] {
-            let fixture = Fixture::for_a_service(|manifest| manifest.task.version = version.into());
-            fs::copy(&fixture.plugin, desk.path(&format!("lesion-{version}.plugin"))).unwrap();
-            fs::copy(&fixture.graph, desk.path(&format!("lesion-{version}.onnx"))).unwrap();
-        }
-        desk
+/// An empty desk but for two versions of a plugin.
+fn desk() -> Desk {
+    let desk = Desk::empty();
+    for version in ["1.0.0", "1.1.0"] {
+        let fixture = Fixture::for_a_service(|manifest| manifest.task.version = version.into());
+        fs::copy(&fixture.plugin, desk.path(&format!("lesion-{version}.plugin"))).unwrap();
+        fs::copy(&fixture.graph, desk.path(&format!("lesion-{version}.onnx"))).unwrap();
     }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn run(&self, words: &[&str]) -> Outcome {
-        run(operator().current_dir(self.0.path()).args(words))
-    }
-
-    fn done(&self, words: &[&str]) -> Outcome {
-        let outcome = self.run(words);
-        assert_eq!(outcome.code, Some(0), "{words:?}: {outcome:?}");
-        outcome
-    }
+    desk
 }
 
 /// Waits until both devices run this version.
@@ -86,7 +68,7 @@ fn classified(on: &EdgeBox, files: &Path, number: usize, results: &Subscriber) -
 fn the_page_takes_an_operator_from_no_keys_to_a_rollout_and_back() {
     let page = fs::read_to_string("../docs/fleet.md").unwrap();
     let part = page.split("\n## ").find(|part| part.starts_with("From no keys")).unwrap();
-    let (desk, broker, fixture) = (Desk::new(), Mosquitto::start().unwrap(), Fixture::for_a_service(|_| ()));
+    let (desk, broker, fixture) = (desk(), Mosquitto::start().unwrap(), Fixture::for_a_service(|_| ()));
     let said = Subscriber::new(broker.port, "scanside/v1/north/+/reported").unwrap();
     let results = Subscriber::new(broker.port, "scanside/v1/north/+/result/#").unwrap();
     let mut boxes: Vec<EdgeBox> = Vec::new();
@@ -120,14 +102,14 @@ fn the_page_takes_an_operator_from_no_keys_to_a_rollout_and_back() {
                 ["rollout", "start"] => {
                     // The rollout has ended, so that both run it already.
                     for (number, on) in boxes.iter().enumerate() {
-                        let target = classified(on, desk.0.path(), number, &results);
+                        let target = classified(on, desk.folder(), number, &results);
                         assert_eq!(target, "north/lesion-1.1.0.plugin");
                     }
                 }
                 ["rollout", "status"] => assert!(outcome.stdout.contains("2 healthy"), "{outcome:?}"),
                 ["rollout", "abort"] => {
                     until_both_run(&said, "1.0.0");
-                    let target = classified(&boxes[0], desk.0.path(), 7, &results);
+                    let target = classified(&boxes[0], desk.folder(), 7, &results);
                     assert_eq!(target, "north/lesion-1.0.0.plugin");
                 }
                 _ => {}
@@ -274,7 +256,7 @@ fn a_rollout_to_a_fleet_stops_where_too_many_fail() {
     let count = if std::env::var_os("SCANSIDE_LONG").is_some() { 1000 } else { 50 };
     // More than the usual 1,000 retained messages at once are wanted of this broker, and what it says of itself every second.
     let tuned = "allow_anonymous true\nmax_queued_messages 0\nsys_interval 1";
-    let (desk, broker) = (Desk::new(), Mosquitto::on(free_port().unwrap(), tuned).unwrap());
+    let (desk, broker) = (desk(), Mosquitto::on(free_port().unwrap(), tuned).unwrap());
     let (url, fixture) = (broker.url(), Fixture::for_a_service(|_| ()));
     desk.done(&["init"]);
     desk.done(&["key", "add-site", "north"]);

@@ -3,79 +3,23 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
 
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
-use firmware_config::{Desired, Origin, Promote, TargetRef};
+use firmware_config::{Desired, Origin, Promote};
 use olpc_cjson::CanonicalFormatter;
 use runtime::tensor::sha256;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tempfile::TempDir;
+use tests::desk::Desk;
 use tests::fixture::Fixture;
 use tests::mosquitto::Mosquitto;
-use tests::programs::{Outcome, operator, run};
-use tests::subscriber::{Received, Subscriber};
+use tests::subscriber::{Received, Subscriber, retain};
 use tough::schema::key::Key;
-use tough::{FilesystemTransport, RepositoryLoader};
-use url::Url;
 
-const SOON: Duration = Duration::from_secs(20);
 /// After this long nothing retained is to be expected any more.
 const SILENCE: Duration = Duration::from_millis(700);
-
-/// An operator's desk.
-struct Desk(TempDir);
-
-impl Desk {
-    /// A repository with the site `north`.
-    fn new() -> Self {
-        let desk = Self(tempfile::tempdir().unwrap());
-        desk.run(&["init"]).success();
-        desk.run(&["key", "add-site", "north"]).success();
-        desk
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = operator();
-        command.current_dir(self.0.path()).args(arguments);
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Outcome {
-        run(&mut self.command(arguments))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// The repository as a client that was given the first root sees it.
-    fn load(&self) -> tough::Repository {
-        let url = |name: &str| Url::from_directory_path(self.path("repository").join(name)).unwrap();
-        let root = fs::read(self.path("keys/root.json")).unwrap();
-        let loader =
-            RepositoryLoader::new(&root, url("metadata"), url("targets")).transport(FilesystemTransport);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(loader.load()).unwrap()
-    }
-
-    /// The targets by name, with their files checked.
-    fn targets(&self) -> BTreeMap<String, TargetRef> {
-        let repository = self.load();
-        let checked = repository.all_targets().map(|(name, target)| {
-            let name = name.resolved().to_owned();
-            let sha = target.hashes.sha256.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().concat();
-            let (folder, file) = name.rsplit_once('/').unwrap();
-            let bytes = fs::read(self.path(&format!("repository/targets/{folder}/{sha}.{file}"))).unwrap();
-            assert_eq!((bytes.len() as u64, sha256(&bytes)), (target.length, sha.clone()));
-            (name.clone(), TargetRef { name, length: target.length, sha256: sha })
-        });
-        checked.collect()
-    }
-}
 
 /// A plugin that could go live, `lesion-VERSION.plugin`, with its graph.
 fn plugin(version: &str) -> Fixture {
@@ -128,7 +72,7 @@ fn verified(desk: &Desk, payload: &[u8]) -> Result<Desired, String> {
 
 #[test]
 fn what_is_published_is_what_a_client_verifies() {
-    let desk = Desk::new();
+    let desk = Desk::default();
     assert!(desk.targets().is_empty());
     let (one, two) = (plugin("1.0.0"), plugin("1.1.0"));
     let publish = |fixture: &Fixture, more: &[&str]| {
@@ -175,8 +119,8 @@ fn what_is_published_is_what_a_client_verifies() {
     let words = ["publish", "--plugin", text(&patient), "--site", "north"];
     desk.run(&words).refused("the golden cases wave of");
     assert_eq!(desk.targets(), targets);
-    desk.run(&[&words[..], &["--allow-patient-golden"]].concat()).success();
-    desk.run(&["unpublish", "north/lesion-1.2.0.plugin"]).success();
+    desk.done(&[&words[..], &["--allow-patient-golden"]].concat());
+    desk.done(&["unpublish", "north/lesion-1.2.0.plugin"]);
     assert_eq!(desk.targets(), targets);
 
     // Keys that are not at hand are named.
@@ -193,7 +137,7 @@ fn what_is_published_is_what_a_client_verifies() {
 
 #[test]
 fn keys_are_rotated_and_clients_with_the_first_root_follow() {
-    let desk = Desk::new();
+    let desk = Desk::default();
     let one = plugin("1.0.0");
     desk.run(&["publish", "--plugin", text(&one.plugin), "--site", "north"]).success();
     for role in ["timestamp", "snapshot", "targets", "root", "north"] {
@@ -230,7 +174,7 @@ fn keys_are_rotated_and_clients_with_the_first_root_follow() {
 
 #[test]
 fn a_device_is_told_once_and_by_one_operator() {
-    let (desk, broker) = (Desk::new(), Mosquitto::start().unwrap());
+    let (desk, broker) = (Desk::default(), Mosquitto::start().unwrap());
     let (one, two) = (plugin("1.0.0"), plugin("1.1.0"));
     for fixture in [&one, &two] {
         desk.run(&["publish", "--plugin", text(&fixture.plugin), "--site", "north"]).success();
@@ -264,8 +208,8 @@ fn a_device_is_told_once_and_by_one_operator() {
         "tasks": {"other": {"state": "active", "active": {"task": {"name": "other", "version": "1.0.0"}, "sha256": "00", "target": null},
             "candidate": null, "previous": null, "progress": null, "failure": null, "shadow": null}}
     });
-    let speaker = Speaker::new(broker.port);
-    speaker.retain("scanside/v1/north/ct-2/reported", reported.to_string().as_bytes());
+    let say = |topic: &str, payload: &str| retain(broker.port, &[(topic.into(), payload.into())]).unwrap();
+    say("scanside/v1/north/ct-2/reported", &reported.to_string());
     desire(&["--task", "lesion=1.0.0"]).refused("runs other too");
     desire(&["--task", "lesion=1.0.0", "--take-down"]).success();
     assert_eq!(now().revision, 41);
@@ -273,7 +217,7 @@ fn a_device_is_told_once_and_by_one_operator() {
     // A state that nobody of the site signed is told, and replaced by one that counts on.
     let forged = json!({"signed": {"schema": "scanside.desired/1", "site": "north", "device": "ct-2", "revision": 90,
         "expires": "2030-01-01T00:00:00Z", "tasks": {}}, "signatures": []});
-    speaker.retain(topic, forged.to_string().as_bytes());
+    say(topic, &forged.to_string());
     assert!(verified(&desk, forged.to_string().as_bytes()).is_err());
     let told = desire(&["--task", "lesion=1.0.0", "--take-down"]);
     told.success();
@@ -299,7 +243,7 @@ fn a_device_is_told_once_and_by_one_operator() {
 
 #[test]
 fn the_mirror_holds_what_a_device_needs_and_nothing_else() {
-    let (desk, broker) = (Desk::new(), Mosquitto::start().unwrap());
+    let (desk, broker) = (Desk::default(), Mosquitto::start().unwrap());
     let (one, two) = (plugin("1.0.0"), plugin("1.1.0"));
     for fixture in [&one, &two] {
         desk.run(&["publish", "--plugin", text(&fixture.plugin), "--site", "north"]).success();
@@ -351,44 +295,13 @@ fn the_mirror_holds_what_a_device_needs_and_nothing_else() {
     let second = all();
     assert_eq!(check(&second)["targets"].as_object().unwrap().len(), 1);
     let block = second.keys().find(|topic| topic.contains("/targets/")).unwrap();
-    let speaker = Speaker::new(broker.port);
-    speaker.retain(block, b"damaged");
-    speaker.retain("scanside/v1/north/repository/targets/00/0", b"stray");
+    let stray = "scanside/v1/north/repository/targets/00/0";
+    let wrong = [(block.as_str(), "damaged"), (stray, "stray")]
+        .map(|(topic, payload)| (topic.to_owned(), payload.into()));
+    retain(broker.port, &wrong).unwrap();
     mirror(&["--verify"]);
     assert_eq!(check(&all()), check(&second));
     desk.run(&["mirror", "--to", &url, "--site", "west"]).refused("has no site");
-}
-
-/// Publishes retained messages as anybody may at an open broker.
-struct Speaker(rumqttc::v5::Client, std::sync::mpsc::Receiver<()>);
-
-impl Speaker {
-    fn new(port: u16) -> Self {
-        use rumqttc::v5::mqttbytes::v5::Packet;
-        use rumqttc::v5::{Client, Event, MqttOptions};
-        let (client, mut connection) = Client::new(MqttOptions::new("speaker", "127.0.0.1", port), 16);
-        let (tell, acknowledged) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            while let Some(Ok(event)) = connection.iter().next() {
-                if matches!(event, Event::Incoming(Packet::PubAck(_))) {
-                    let _ = tell.send(());
-                }
-            }
-        });
-        Self(client, acknowledged)
-    }
-
-    fn retain(&self, topic: &str, payload: &[u8]) {
-        let qos = rumqttc::v5::mqttbytes::QoS::AtLeastOnce;
-        self.0.publish(topic, qos, true, payload.to_vec()).unwrap();
-        self.1.recv_timeout(SOON).unwrap();
-    }
-}
-
-impl Drop for Speaker {
-    fn drop(&mut self) {
-        let _ = self.0.disconnect();
-    }
 }
 
 /// Devices that do what they are told: they follow verified desired states and report that they run what is wanted, but for those whose
@@ -404,15 +317,12 @@ impl Devices {
         let ended = stop.clone();
         let subscriber = Subscriber::new(port, "scanside/v1/+/+/desired").unwrap();
         let thread = std::thread::spawn(move || {
-            let speaker = Speaker::new(port);
             while !ended.load(std::sync::atomic::Ordering::Relaxed) {
                 let Ok(message) = subscriber.next(Duration::from_millis(100)) else { continue };
                 let envelope: Value = serde_json::from_slice(&message.payload).unwrap();
                 let desired: Desired = serde_json::from_value(envelope["signed"].clone()).unwrap();
-                speaker.retain(
-                    &message.topic.replace("/desired", "/reported"),
-                    report(&desired, failing).as_bytes(),
-                );
+                let topic = message.topic.replace("/desired", "/reported");
+                retain(port, &[(topic, report(&desired, failing).into())]).unwrap();
             }
         });
         Self { stop, thread: Some(thread) }
@@ -461,7 +371,7 @@ fn told(desk: &Desk, port: u16) -> BTreeMap<String, String> {
 
 #[test]
 fn a_rollout_stops_at_its_threshold_and_survives_its_operator() {
-    let (desk, broker) = (Desk::new(), Mosquitto::start().unwrap());
+    let (desk, broker) = (Desk::default(), Mosquitto::start().unwrap());
     for version in ["1.0.0", "1.1.0"] {
         let fixture = plugin(version);
         desk.run(&["publish", "--plugin", text(&fixture.plugin), "--site", "north"]).success();
@@ -521,7 +431,7 @@ fn a_rollout_stops_at_its_threshold_and_survives_its_operator() {
 #[test]
 fn a_broker_behind_tls_and_a_password_is_reached_by_those_whom_it_knows() {
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-    let desk = Desk::new();
+    let desk = Desk::default();
     let one = plugin("1.0.0");
     desk.run(&["publish", "--plugin", text(&one.plugin), "--site", "north"]).success();
     let authority = |name: &str| {
