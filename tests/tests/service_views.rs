@@ -3,16 +3,20 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use dicom_core::VR;
 use dicom_dictionary_std::tags;
 use firmware_config::MissingViews;
 use runtime::result::{Kind, TaskResult};
+use runtime::slots::Slots;
 use runtime::tensor::sha256;
 use tests::dicom::put_text;
 use tests::fixture::{Fixture, give_views};
+use tests::golden::version;
 use tests::programs::{program, run};
-use tests::service::{Site, assert_same, series_along, series_uid};
+use tests::service::{PATIENCE, Site, assert_same, series_along, series_uid};
 
 /// The device's rules, of which `wait` is how long it waits.
 fn rules(wait: &str) -> String {
@@ -138,6 +142,52 @@ fn a_kill_between_the_two_series_costs_nothing() {
     assert_eq!((result.kind, result.revision), (Kind::Final, 0));
     assert_same(&result, &offline(&site, &[("axial", 2), ("sagittal", 1)]));
     end(site, &[(1, 1), (2, 1)]);
+}
+
+#[test]
+fn a_study_that_waits_over_a_switch_is_classified_by_the_new_plugin_alone() {
+    let mut site = started(MissingViews::Refuse, "views_wait_min = 600");
+    let first = site.fixture.plugin.clone();
+    let second = version(&site.fixture, "1.1.0", |plugin| {
+        plugin.content.get_mut("head.bias").unwrap().data[0] += 1.0;
+    });
+    send(&site, &axial(&site, 1, 1, 8));
+    site.on.await_line("waits=1").unwrap();
+    site.on.install(&second).unwrap();
+    until("the second plugin", || {
+        site.on.log().iter().any(|line| line.contains("task loaded") && line.contains("version=\"1.1.0\""))
+    });
+    send(&site, &sagittal(&site, 1, 2));
+    let result = site.next().unwrap();
+    assert_eq!((result.kind, result.revision, &result.replaces), (Kind::Final, 0, &None));
+    site.fixture.plugin = second;
+    assert_same(&result, &offline(&site, &[("axial", 1), ("sagittal", 2)]));
+    site.fixture.plugin = first;
+    assert_ne!(result.labels, offline(&site, &[("axial", 1), ("sagittal", 2)]).labels);
+    end(site, &[(1, 1), (2, 1)]);
+}
+
+#[test]
+fn a_study_that_waits_for_a_task_which_is_taken_off_is_refused() {
+    let mut site = started(MissingViews::Refuse, "views_wait_min = 0.1");
+    send(&site, &axial(&site, 1, 1, 8));
+    site.on.await_line("waits=1").unwrap();
+    Slots::new(&site.on.data()).retire("lesion", "nobody wants it").unwrap();
+    let refused = site.next().unwrap();
+    assert_eq!((refused.kind, refused.revision), (Kind::Refused, 0));
+    assert_eq!(refused.input.series_uid, Some(series_uid(1)));
+    let [reason] = &refused.warnings[..] else { panic!("{:?}", refused.warnings) };
+    assert!(reason.contains("nobody wants it"), "{reason}");
+    end(site, &[(1, 1)]);
+}
+
+/// Waits until something holds.
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < end, "{what} does not come about");
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]

@@ -149,7 +149,13 @@ fn classify(core: &Core, job: &Job) -> Result<Outcome, Trouble> {
         && decisions.is_empty()
         && outcome.results.is_empty()
     {
-        return Err(Trouble::Failed(format!("task {task}, which has waited for other series, does not run")));
+        // Taken off since it began to wait: what it had accepted does not end in silence.
+        let context = studies::revised(core, job, task, context(core, job, task))?;
+        let refused =
+            core.tasks.retired(task).and_then(|unfit| unfit.refusal(&input(job, &context), &context));
+        let gone =
+            || Trouble::Failed(format!("task {task}, which has waited for other series, does not run"));
+        outcome.results.push(refused.ok_or_else(gone)?);
     }
     for (task, decision) in decisions {
         let name = &task.plugin.manifest.task.name;

@@ -3,6 +3,9 @@
 //! The job of a series does not answer them: it leaves a job of that task alone in the queue, which waits until the study has a
 //! series for each view, or for as long as the device's rules say. One result answers all series that it is about, and ends their
 //! jobs with its own.
+//!
+//! Nothing of a study is computed before it is complete. One that waits while the plugin is changed is therefore classified by the
+//! plugin that is active when its last series is there, all views of it; where the task was taken off meanwhile, it is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

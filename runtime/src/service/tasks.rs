@@ -277,6 +277,14 @@ impl Tasks {
         unfit.collect()
     }
 
+    /// A task that nobody wants on this device any more, to what has waited for it.
+    pub fn retired(&self, name: &str) -> Option<Unfit> {
+        let Down { plugin, reason, at, .. } = self.slots.state(name).ok()??.down?;
+        let manifest = self.slots.read(&plugin).ok()?.manifest;
+        let reason = format!("it was taken down on {at}: {reason}");
+        Some(Unfit { reason, plugin: Some((manifest, plugin)), threads: self.threads })
+    }
+
     /// The active plugins that cannot be run, by the names of their tasks, and why not.
     pub fn failed(&self) -> Vec<(String, String)> {
         self.unfit().into_iter().map(|(name, unfit)| (name, unfit.reason.clone())).collect()
