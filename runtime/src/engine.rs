@@ -22,9 +22,10 @@ use tract_onnx::tract_hir::internal::DimLike;
 use self::blocks::take_blocks;
 use self::encoder::EncoderPlan;
 pub use self::encoder::{EncodedSlice, Encoder};
+use self::onnx::{ModelProto, ReadError};
 
 use crate::graph::{CLS_ATTENTION, VIEW_MASK, of_view};
-use crate::tensor::{Tensor as Weights, Tensors, sha256};
+use crate::tensor::{Tensor as Weights, Tensors};
 
 type Plan = Arc<TypedRunnableModel>;
 
@@ -154,6 +155,14 @@ impl EngineError {
     }
 }
 
+/// Reads a task graph, with its SHA-256.
+pub(crate) fn read(path: &Path) -> Result<(ModelProto, String), EngineError> {
+    onnx::read(path).map_err(|error| match error {
+        ReadError::Io(source) => EngineError::Io { path: path.into(), source },
+        error @ ReadError::Malformed(_) => unusable(error),
+    })
+}
+
 fn unusable(detail: impl std::fmt::Display) -> EngineError {
     EngineError::Graph { detail: detail.to_string() }
 }
@@ -171,16 +180,17 @@ pub fn default_threads() -> usize {
 impl Engine {
     /// Reads a task graph; returns the engine and the file's SHA-256, taken over the very bytes that were loaded.
     pub fn open(path: &Path, threads: usize) -> Result<(Self, String), EngineError> {
-        let bytes = std::fs::read(path).map_err(|source| EngineError::Io { path: path.into(), source })?;
-        let digest = sha256(&bytes);
-        Ok((Self::load(bytes, threads)?, digest))
+        let (model, digest) = read(path)?;
+        Ok((Self::of(model, threads)?, digest))
     }
 
-    /// Loads a task graph. The bytes are dropped as soon as they are decoded, so that the weights are held at
-    /// most twice: as read and as packed for the kernels.
-    pub fn load(graph: Vec<u8>, threads: usize) -> Result<Self, EngineError> {
-        let mut proto = onnx::decode(&graph).map_err(unusable)?;
-        drop(graph);
+    /// Loads a task graph.
+    pub fn load(graph: &[u8], threads: usize) -> Result<Self, EngineError> {
+        Self::of(onnx::decode(graph).map_err(unusable)?, threads)
+    }
+
+    /// An engine for a task graph. Each of its weights is dropped when it has been packed, so that they are held once.
+    pub fn of(mut proto: ModelProto, threads: usize) -> Result<Self, EngineError> {
         let mut stacks = proto.graph.as_mut().map(take_blocks).unwrap_or_default();
         let model =
             tract_onnx::onnx().model_for_proto_model(&proto).map_err(|e| unusable(format!("{e:#}")))?;

@@ -21,6 +21,7 @@ mod vit;
 pub use study::{StudyGraph, VIEW_MASK, of_view};
 
 use crate::backbone::{Arch, Backbone, Body, Embedding, Tensor, Tensors, Vit};
+use crate::engine::onnx::{self, ModelProto};
 use builder::Builder;
 
 /// Tensor `[S, N]`: last-block attention from CLS to the patches, mean over heads, not renormalised. On a backbone without
@@ -96,15 +97,25 @@ fn encode(
     }
 }
 
-/// The task graph of a backbone with the factors merged in ([`crate::plugin::merge`]) and of `content`'s query and head.
-///
-/// The backbone is consumed, so that its weights are never held twice.
+/// The bytes of [`task_model`].
 pub fn task_graph(
-    mut backbone: Backbone,
+    backbone: Backbone,
     content: &Tensors,
     size: [usize; 2],
     meta: &GraphMeta,
 ) -> Result<Vec<u8>, GraphError> {
+    Ok(onnx::encode(&task_model(backbone, content, size, meta)?))
+}
+
+/// The task graph of a backbone with the factors merged in ([`crate::plugin::merge`]) and of `content`'s query and head.
+///
+/// The backbone is consumed, so that its weights are never held twice.
+pub fn task_model(
+    mut backbone: Backbone,
+    content: &Tensors,
+    size: [usize; 2],
+    meta: &GraphMeta,
+) -> Result<ModelProto, GraphError> {
     let [gh, gw] = grid(&backbone.arch, size)?;
     let d = backbone.arch.dim;
     let mut b = Builder::default();
@@ -188,7 +199,7 @@ pub fn pooling_graph(content: &Tensors, d: usize) -> Vec<u8> {
     b.input("slice_embeddings", &[None, Some(d)], SLICES);
     b.output("logits", &[Some(classes)], SLICES);
     b.output("slice_weights", &[None], SLICES);
-    b.finish("scanside-pooling")
+    onnx::encode(&b.finish("scanside-pooling"))
 }
 
 /// The bare backbone: `slices` → `cls` `[S, d]` (`pooled` where there is no CLS), `patch` `[S, N, d]` (both after the final norm,
@@ -212,5 +223,5 @@ pub fn backbone_graph(mut backbone: Backbone, size: [usize; 2]) -> Result<Vec<u8
     b.output("patch", &[None, Some(n), Some(d)], SLICES);
     b.output(&attention, &[None, Some(n)], SLICES);
     b.property("scanside.backbone_sha256", &backbone.sha256);
-    Ok(b.finish("scanside-backbone"))
+    Ok(onnx::encode(&b.finish("scanside-backbone")))
 }

@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use crate::Error;
 use crate::backbone::Backbone;
+use crate::engine::onnx::ModelProto;
 use crate::engine::{EncodedSlice, EncodedView, Encoder, Engine, EngineError, Output};
 use crate::plugin::Plugin;
 use crate::recipe::Prepared;
@@ -164,16 +165,15 @@ impl LoadedTask {
     /// Loads a plugin and the task graph that was exported with it.
     pub fn open(graph: &Path, plugin: &Path, threads: usize) -> Result<Self, Error> {
         let (parsed, plugin_sha256) = Plugin::read(plugin)?;
-        let bytes = std::fs::read(graph).map_err(|source| EngineError::Io { path: graph.into(), source })?;
-        let found = sha256(&bytes);
-        // Checked before anything looks into the file.
+        let (model, found) = crate::engine::read(graph)?;
+        // Checked before anything is made of it.
         if found != parsed.manifest.graph_sha256 {
             let expected = parsed.manifest.graph_sha256;
             return Err(
                 InferError::Graph { graph: graph.into(), plugin: plugin.into(), found, expected }.into()
             );
         }
-        Self::load(parsed, plugin_sha256, bytes, found, plugin, threads)
+        Self::load(parsed, plugin_sha256, model, found, plugin, threads)
     }
 
     /// Loads a plugin and merges it into its backbone in memory.
@@ -190,20 +190,20 @@ impl LoadedTask {
         path: &Path,
         threads: usize,
     ) -> Result<Self, Error> {
-        let bytes = plugin.graph(Backbone::open(backbone)?)?;
+        let model = plugin.graph(Backbone::open(backbone)?)?;
         let graph_sha256 = plugin.manifest.graph_sha256.clone();
-        Self::load(plugin, plugin_sha256, bytes, graph_sha256, path, threads)
+        Self::load(plugin, plugin_sha256, model, graph_sha256, path, threads)
     }
 
     fn load(
         plugin: Plugin,
         plugin_sha256: String,
-        graph: Vec<u8>,
+        graph: ModelProto,
         graph_sha256: String,
         path: &Path,
         threads: usize,
     ) -> Result<Self, Error> {
-        let engine = Engine::load(graph, threads)?;
+        let engine = Engine::of(graph, threads)?;
         let mismatch = |what, expected: String, found: String| {
             Error::from(InferError::Mismatch { plugin: path.into(), what, expected, found })
         };

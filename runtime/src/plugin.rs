@@ -28,7 +28,8 @@ use firmware_config::{LoraSpec, Manifest};
 
 use crate::Error;
 use crate::backbone::{Arch, Backbone, Tensors};
-use crate::graph::{GraphMeta, StudyGraph, task_graph};
+use crate::engine::onnx::{self, ModelProto};
+use crate::graph::{GraphMeta, StudyGraph, task_model};
 use crate::tensor::{TensorError, safetensors_bytes, sha256};
 
 pub use file::MOST_BYTES;
@@ -159,14 +160,14 @@ impl Plugin {
     }
 
     /// Builds the task graph from the plugin and its backbone, and checks that it is the one that the manifest names.
-    pub fn graph(&self, backbone: Backbone) -> Result<Vec<u8>, Error> {
+    pub fn graph(&self, backbone: Backbone) -> Result<ModelProto, Error> {
         let wanted = &self.manifest.backbone;
         if backbone.sha256 != wanted.sha256 {
             let (name, expected) = (wanted.name.clone(), wanted.sha256.clone());
             return Err(PluginError::Backbone { name, expected, found: backbone.sha256 }.into());
         }
-        let graph = build_graph(backbone, &self.manifest, &self.content)?;
-        self.check_graph(&sha256(&graph))?;
+        let graph = build_model(backbone, &self.manifest, &self.content)?;
+        self.check_graph(&onnx::sha256(&graph))?;
         Ok(graph)
     }
 
@@ -177,9 +178,13 @@ impl Plugin {
     }
 }
 
-/// The task graph of `manifest` and `content` on `backbone`, before the manifest can know its hash: what an exporter
-/// calls, and [`Plugin::graph`] after it. Of the manifest it uses task, backbone.blocks, lora, recipe, views and content_sha256.
-pub fn build_graph(mut backbone: Backbone, manifest: &Manifest, content: &Tensors) -> Result<Vec<u8>, Error> {
+/// The bytes of the task graph of `manifest` and `content` on `backbone`, before the manifest can know its hash: what an exporter
+/// calls. Of the manifest it uses task, backbone.blocks, lora, recipe, views and content_sha256.
+pub fn build_graph(backbone: Backbone, manifest: &Manifest, content: &Tensors) -> Result<Vec<u8>, Error> {
+    Ok(onnx::encode(&build_model(backbone, manifest, content)?))
+}
+
+fn build_model(mut backbone: Backbone, manifest: &Manifest, content: &Tensors) -> Result<ModelProto, Error> {
     if let Some(blocks) = manifest.backbone.blocks {
         backbone.truncate(blocks)?;
     }
@@ -190,7 +195,7 @@ pub fn build_graph(mut backbone: Backbone, manifest: &Manifest, content: &Tensor
     };
     if manifest.views.is_empty() {
         merge(&mut backbone, content, &manifest.lora)?;
-        return Ok(task_graph(backbone, content, manifest.recipe.size, &meta)?);
+        return Ok(task_model(backbone, content, manifest.recipe.size, &meta)?);
     }
     let inputs = manifest.inputs();
     let views: Vec<&str> = inputs.iter().filter_map(|(name, _)| *name).collect();

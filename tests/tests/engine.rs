@@ -63,7 +63,7 @@ fn assert_near(whole: &Tensors, found: &Output, most: f32) {
 fn cut_halves_equal_the_whole_graph() {
     let (graph, slices) = (graph(), slices());
     let whole = run_graph(graph.clone(), &slices).unwrap();
-    let engine = Engine::load(graph, 2).unwrap();
+    let engine = Engine::load(&graph, 2).unwrap();
     assert_eq!(
         (engine.views()[0].size, engine.views()[0].grid, engine.dim(), engine.classes()),
         (SIZE, [3, 4], 48, 2)
@@ -90,7 +90,7 @@ fn each_familys_graph_is_cut_without_loss() {
         manifest.recipe.size = size;
         let graph = build_graph(backbone, &manifest, &content).unwrap();
         let whole = run_graph(graph.clone(), &input).unwrap();
-        let engine = Engine::load(graph, 2).unwrap();
+        let engine = Engine::load(&graph, 2).unwrap();
         assert_eq!(
             (engine.views()[0].size, engine.views()[0].grid, engine.dim(), engine.classes()),
             (size, grid, dim, 2)
@@ -105,9 +105,9 @@ fn each_familys_graph_is_cut_without_loss() {
 
 #[test]
 fn neither_threads_nor_streaming_change_a_bit() {
-    let (engine, slices) = (Engine::load(graph(), 1).unwrap(), slices());
+    let (engine, slices) = (Engine::load(&graph(), 1).unwrap(), slices());
     let alone = run(&engine, &slices, &STORED);
-    let threaded = Engine::load(graph(), 3).unwrap();
+    let threaded = Engine::load(&graph(), 3).unwrap();
     assert_eq!(run(&threaded, &slices, &STORED), alone);
     // One slice: the threads are inside its operators.
     assert_eq!(run(&threaded, &slices, &[4]).views[0].embeddings, alone.views[0].embeddings[4 * 48..5 * 48]);
@@ -125,7 +125,7 @@ fn neither_threads_nor_streaming_change_a_bit() {
 
 #[test]
 fn slice_order_does_not_change_the_result() {
-    let (engine, slices) = (Engine::load(graph(), 2).unwrap(), slices());
+    let (engine, slices) = (Engine::load(&graph(), 2).unwrap(), slices());
     let stored = run(&engine, &slices, &STORED);
     let order = [4, 2, 6, 0, 3, 1, 5];
     let shuffled = run(&engine, &slices, &order);
@@ -139,12 +139,12 @@ fn slice_order_does_not_change_the_result() {
 
 #[test]
 fn unusable_graphs_and_empty_volumes_are_refused() {
-    let engine = Engine::load(graph(), 1).unwrap();
+    let engine = Engine::load(&graph(), 1).unwrap();
     assert!(matches!(engine.run(0, &|_, _| ()), Err(EngineError::Empty)));
     let mut cut = graph();
     cut.truncate(cut.len() / 2);
     for bytes in [cut, b"not a graph".to_vec(), vec![]] {
-        let error = Engine::load(bytes, 1).err().expect("refused");
+        let error = Engine::load(&bytes, 1).err().expect("refused");
         assert!(error.is_bad_input(), "{error}");
     }
 }

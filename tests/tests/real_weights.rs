@@ -56,7 +56,7 @@ fn threads_inside_operators_change_no_bit() {
     let graph = build_graph(backbone, &manifest, &content).unwrap();
     let values: Vec<f32> = (0..3 * 224 * 224).map(|i| (i as f32 * 0.013).sin()).collect();
     let run = |threads| {
-        let engine = Engine::load(graph.clone(), threads).unwrap();
+        let engine = Engine::load(&graph, threads).unwrap();
         engine.run(1, &|_, out| out.copy_from_slice(&values)).unwrap()
     };
     let alone = run(1);

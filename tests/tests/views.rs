@@ -81,7 +81,7 @@ fn views_are_encoded_by_their_own_factors_and_pooled_by_the_tasks_query() {
         manifest.missing_views = MissingViews::Refuse;
         let alone = view_content(content, view);
         let graph = build_graph(Backbone::open(&fixture.backbone).unwrap(), &manifest, &alone).unwrap();
-        let engine = Engine::load(graph, 1).unwrap();
+        let engine = Engine::load(&graph, 1).unwrap();
         let prepared = task.prepare(k, &volumes[k]).unwrap();
         let expected = engine.run(prepared.slices(), &|s, out| prepared.write_slice(s, out)).unwrap();
         assert_eq!(found.views[k], expected.views[0], "{view}");

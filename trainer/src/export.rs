@@ -127,7 +127,7 @@ pub fn export(options: &Options) -> Result<Exported, Error> {
     let (arch, names) = (backbone.arch.clone(), backbone.naming);
     let graph = build_graph(backbone, &manifest, &content)?;
     manifest.graph_sha256 = sha256(&graph);
-    let engine = Engine::load(graph.clone(), options.threads.max(1)).map_err(runtime::Error::from)?;
+    let engine = Engine::load(&graph, options.threads.max(1)).map_err(runtime::Error::from)?;
 
     let data = options.data.as_deref().unwrap_or(&settings.data.path);
     let mut table = Table::read(data, task, true)?;

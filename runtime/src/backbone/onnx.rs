@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::{BackboneError, Tensor, Tensors};
-use crate::engine::onnx::{self, TensorProto};
-use crate::tensor::{TensorError, sha256};
+use crate::engine::onnx::{self, ReadError, TensorProto};
+use crate::tensor::TensorError;
 
 /// The initialisers under their Hugging Face names, without prefix, and the SHA-256 of the file.
 pub(super) fn read(path: &Path) -> Result<(Tensors, String), BackboneError> {
@@ -17,10 +17,10 @@ pub(super) fn read(path: &Path) -> Result<(Tensors, String), BackboneError> {
         path: path.into(),
         detail: format!("not a usable ONNX file: {detail}"),
     };
-    let bytes = std::fs::read(path).map_err(|source| TensorError::Io { path: path.into(), source })?;
-    let model = onnx::decode(&bytes).map_err(|e| malformed(&e))?;
-    let digest = sha256(&bytes);
-    drop(bytes);
+    let (model, digest) = onnx::read(path).map_err(|error| match error {
+        ReadError::Io(source) => TensorError::Io { path: path.into(), source }.into(),
+        error @ ReadError::Malformed(_) => malformed(&error.to_string()),
+    })?;
     let graph = model.graph.ok_or_else(|| malformed("it has no graph"))?;
 
     // Which node uses an anonymous matrix, and which two constants make the position table.
@@ -36,12 +36,13 @@ pub(super) fn read(path: &Path) -> Result<(Tensors, String), BackboneError> {
 
     let mut tensors = Tensors::new();
     let mut position: [Option<Tensor>; 2] = [None, None];
-    for initializer in &graph.initializer {
+    // Each is dropped when it was taken over, so that the weights are held once.
+    for initializer in graph.initializer {
         if initializer.data_type != 1 {
             continue;
         }
         let tensor =
-            float(initializer).ok_or_else(|| malformed(&format!("initialiser {}", initializer.name)))?;
+            float(&initializer).ok_or_else(|| malformed(&format!("initialiser {}", initializer.name)))?;
         if let Some(user) = used_by.get(initializer.name.as_str()) {
             let name = user.strip_prefix("backbone/").unwrap_or(user).replace('/', ".");
             tensors.insert(format!("{name}.weight"), transposed(&tensor));

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use runtime::backbone::Backbone;
+use runtime::engine::onnx;
 use runtime::files::write_atomically;
 use runtime::plugin::Plugin;
 
@@ -28,7 +29,8 @@ impl Merge {
         outputs::check("--out", &self.out, &[".onnx"])?;
         let (plugin, _) = Plugin::read(&self.plugin)?;
         let graph = plugin.graph(Backbone::open(&self.backbone)?)?;
-        write_atomically(&self.out, &graph).map_err(|source| Fault::write(&self.out, source))?;
+        write_atomically(&self.out, &onnx::encode(&graph))
+            .map_err(|source| Fault::write(&self.out, source))?;
         // As `sha256sum -c` reads it.
         say::line(&format!("{}  {}", plugin.manifest.graph_sha256, self.out.display()))
     }

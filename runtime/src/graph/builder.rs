@@ -235,8 +235,8 @@ impl Builder {
         self.properties.push(onnx::StringStringEntryProto { key: key.into(), value: value.into() });
     }
 
-    /// The bytes of the ONNX file.
-    pub(super) fn finish(self, name: &str) -> Vec<u8> {
+    /// The whole.
+    pub(super) fn finish(self, name: &str) -> onnx::ModelProto {
         let graph = onnx::GraphProto {
             name: name.into(),
             node: self.nodes,
@@ -245,14 +245,14 @@ impl Builder {
             output: self.outputs,
             ..Default::default()
         };
-        onnx::encode(&onnx::ModelProto {
+        onnx::ModelProto {
             ir_version: 8,
             producer_name: "scanside".into(),
             opset_import: vec![onnx::OperatorSetIdProto { domain: String::new(), version: 17 }],
             graph: Some(graph),
             metadata_props: self.properties,
             ..Default::default()
-        })
+        }
     }
 }
 

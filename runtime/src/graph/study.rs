@@ -5,6 +5,7 @@ use firmware_config::MissingViews;
 use super::builder::Builder;
 use super::{CLS_ATTENTION, GRID_PROPERTY, GraphError, GraphMeta, attend, classify, encode, grid};
 use crate::backbone::{Backbone, Tensor, Tensors};
+use crate::engine::onnx::ModelProto;
 
 /// Input `[V]` of a graph that pools the views that are there: 1 for a view that is given, 0 for one that is not, whose slices
 /// may then be anything, at least one.
@@ -69,8 +70,8 @@ impl StudyGraph {
         Ok(())
     }
 
-    /// The bytes of the ONNX file; `content` has the task's query and the head.
-    pub fn finish(mut self, content: &Tensors, missing: MissingViews, meta: &GraphMeta) -> Vec<u8> {
+    /// The whole; `content` has the task's query and the head.
+    pub fn finish(mut self, content: &Tensors, missing: MissingViews, meta: &GraphMeta) -> ModelProto {
         let (b, count) = (&mut self.b, self.pooled.len());
         let pooled: Vec<&str> = self.pooled.iter().map(String::as_str).collect();
         let pooled = b.concat("fusion.views", &pooled, 0);

@@ -17,7 +17,7 @@ fn the_worst_cases_are_drawn_with_the_heat_map_that_the_graph_gives() {
     let study = Study::load(&table, &table.samples[3], task).unwrap();
     let found = network.predict(&study, 2).unwrap().views.remove(0);
     let slices = study.views[0].as_ref().unwrap();
-    let engine = Engine::load(std::fs::read(&exported.graph).unwrap(), 1).unwrap();
+    let engine = Engine::load(&std::fs::read(&exported.graph).unwrap(), 1).unwrap();
     let each = 3 * 28 * 28;
     let write = |s: usize, out: &mut [f32]| out.copy_from_slice(&slices.values[s * each..][..each]);
     let expected = engine.run(slices.count, &write).unwrap();
