@@ -1,9 +1,9 @@
-//! tract: loads a task graph, cuts it at the slice embeddings, encodes slices in parallel and pools them.
+//! Loads a task graph, cuts it at the slice embeddings, encodes slices in parallel and pools them: vision transformers by kernels of our own
+//! ([`blocks`]), everything else by tract.
 //!
-//! Pooling does not depend on the order of the slices, and each slice is encoded by itself (S = 1): a slice's
-//! embedding is the same bits whether its volume is at hand or still arriving. Slices run in parallel, one
-//! single-threaded state a core over one shared plan, which scales better than threads inside an operator; those
-//! serve a volume of fewer slices than cores. Either way the bits are the same.
+//! Pooling does not depend on the order of the slices, and each slice is encoded by itself (S = 1): a slice's embedding is the same bits
+//! whether its volume is at hand or still arriving. Slices run in parallel, one single-threaded encoder a core over shared weights, which
+//! scales better than threads that share a slice; those serve a volume of fewer slices than cores. Either way the bits are the same.
 //!
 //! tract's types appear in this module only.
 

@@ -7,7 +7,7 @@ use firmware_config::{Manifest, Rules};
 
 use super::Check;
 use crate::Error;
-use crate::backbone::{Backbone, BackboneError};
+use crate::backbone::{Backbone, BackboneError, Body};
 use crate::ingest::rules::views_that_differ;
 use crate::slots::{Down, Failed, Placed, Slot, Slots, State};
 
@@ -25,6 +25,8 @@ struct Summary {
     sha256: String,
     /// Of its weights as f32.
     bytes: u64,
+    /// How often an engine holds them.
+    copies: u64,
 }
 
 struct Task {
@@ -45,6 +47,8 @@ impl Summary {
         Ok(Self {
             name: backbone.name(),
             bytes: backbone.tensors.values().map(|t| 4 * t.data.len() as u64).sum(),
+            // The engine's own kernels hold weights once; tract beside those as it packs them.
+            copies: if matches!(backbone.arch.body, Body::Vit(_)) { 1 } else { 2 },
             sha256: backbone.sha256,
         })
     }
@@ -69,13 +73,13 @@ impl Weights {
         std::iter::once(&self.backbone).chain(fetched).filter_map(|summary| summary.as_ref().ok())
     }
 
-    /// Bytes that the service needs: each task holds its merged weights as read and as packed for the kernels, and the one that is
-    /// being loaded holds the graph besides (`tests/tests/memory.rs` holds `infer` to that).
+    /// Bytes that the service needs: each task holds its merged weights packed for the kernels, and the one that is being loaded holds
+    /// the graph besides (`tests/tests/memory.rs` holds `infer` to that).
     pub fn memory(&self) -> Option<u64> {
-        let one = self.sound().map(|summary| summary.bytes).max()?;
+        let (bytes, copies) = self.sound().map(|summary| (summary.bytes, summary.copies)).max()?;
         let loaded = |task: &Task| u64::from(task.active.is_some()) + u64::from(task.shadow);
         let loaded: u64 = self.tasks().iter().map(loaded).sum();
-        Some(one * (2 * loaded.max(1) + 1))
+        Some(bytes * (copies * loaded.max(1) + 1))
     }
 
     pub fn checks(&self, device: &Device) -> Vec<Check> {
