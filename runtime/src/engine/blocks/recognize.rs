@@ -248,7 +248,7 @@ impl<'a> Reader<'a> {
         };
         let wired = after == attended && valued == keyed && queried == keyed && residual == input;
 
-        let d = heads * width;
+        let d = heads.checked_mul(width).filter(|d| *d > 0 && hidden > 0 && tokens > 0)?;
         let sized = |layer: &Layer, shape: [usize; 2]| {
             self.shape(&layer.weight) == shape && self.shape(&layer.bias) == [shape[1]]
         };
@@ -314,12 +314,12 @@ impl<'a> Reader<'a> {
         let plain = ["kernel_shape", "strides"];
         let apart = strides.ints == [patch as i64; 2] && across == patch;
         let only = self.nodes[convolved].attribute.iter().all(|a| plain.contains(&a.name.as_str()));
-        let slice = self.inputs.get(slices)?.filter(|slice| slice[0] == channels)?;
-        let patches = (slice[1] / patch) * (slice[2] / patch);
+        let slice = self.inputs.get(slices)?.filter(|slice| slice[0] == channels && patch > 0)?;
+        let patches = (slice[1] / patch).checked_mul(slice[2] / patch)?;
         let fits = d == block.heads * block.width
             && self.shape(bias) == [d]
             && self.shape(table) == [1, block.tokens, d]
-            && before + patches == block.tokens
+            && before.checked_add(patches) == Some(block.tokens)
             && slice[1..].iter().all(|side| side % patch == 0)
             && pads == [0, before as i64, 0, 0, 0, 0]
             && shape == [0, d as i64, patches as i64];
@@ -465,8 +465,8 @@ impl<'a> Reader<'a> {
         let tensor = self.constants.get(name).filter(|tensor| tensor.data_type == DataType::Float as i32);
         let shape: Vec<usize> =
             tensor.iter().flat_map(|t| &t.dims).map(|&d| usize::try_from(d).unwrap_or(0)).collect();
-        let whole =
-            tensor.is_some_and(|t| t.raw_data.len() == size_of::<f32>() * shape.iter().product::<usize>());
+        let count = shape.iter().try_fold(size_of::<f32>(), |n, &d| n.checked_mul(d));
+        let whole = tensor.is_some_and(|t| Some(t.raw_data.len()) == count);
         if whole { shape } else { Vec::new() }
     }
 
