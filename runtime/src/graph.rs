@@ -107,19 +107,39 @@ pub fn task_graph(
     Ok(onnx::encode(&task_model(backbone, content, size, meta)?))
 }
 
+/// As [`task_graph`], but the last block computes all tokens, as in the graphs that other exporters write: for comparisons.
+pub fn full_task_graph(
+    backbone: Backbone,
+    content: &Tensors,
+    size: [usize; 2],
+    meta: &GraphMeta,
+) -> Result<Vec<u8>, GraphError> {
+    Ok(onnx::encode(&write_task(backbone, content, size, meta, true)?))
+}
+
 /// The task graph of a backbone with the factors merged in ([`crate::plugin::merge`]) and of `content`'s query and head.
 ///
 /// The backbone is consumed, so that its weights are never held twice.
 pub fn task_model(
-    mut backbone: Backbone,
+    backbone: Backbone,
     content: &Tensors,
     size: [usize; 2],
     meta: &GraphMeta,
 ) -> Result<ModelProto, GraphError> {
+    write_task(backbone, content, size, meta, false)
+}
+
+fn write_task(
+    mut backbone: Backbone,
+    content: &Tensors,
+    size: [usize; 2],
+    meta: &GraphMeta,
+    patches: bool,
+) -> Result<ModelProto, GraphError> {
     let [gh, gw] = grid(&backbone.arch, size)?;
     let d = backbone.arch.dim;
     let mut b = Builder::default();
-    let encoded = encode(&mut b, &mut backbone, "slices", size, [gh, gw], false);
+    let encoded = encode(&mut b, &mut backbone, "slices", size, [gh, gw], patches);
     b.rename(&encoded.embedding, "slice_embeddings");
     b.rename(&encoded.attention, CLS_ATTENTION);
 

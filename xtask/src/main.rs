@@ -42,7 +42,7 @@ enum Chore {
         #[arg(long)]
         list: bool,
     },
-    /// Time a slice and a volume against onnxruntime on the same graph; numbers go to target/bench/bench.json
+    /// Time the runtime against onnxruntime, OpenVINO and the usual Python way; numbers go to target/bench/bench.json
     Bench(bench::Options),
     /// Build scanside for aarch64 (glibc 2.31 or newer) into target/cross/aarch64 and check what it needs
     Cross {

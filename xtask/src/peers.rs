@@ -1,4 +1,4 @@
-//! What scanside is compared with: onnxruntime, in a Python environment of its own.
+//! What scanside is compared with, in Python environments of their own.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,19 +8,36 @@ use anyhow::{Context, Result};
 
 use crate::workspace::{self, output, python, root};
 
-/// Makes sure that `target/bench/venv` has the peers, and returns its Python.
-///
-/// The environment is made without pip, which Debian splits off from venv, and filled by the pip that is there.
+/// Makes sure that `target/bench/venv` has onnxruntime, which tests compare with, and returns its Python.
 pub fn ensure() -> Result<PathBuf> {
+    environment("venv", &["requirements.txt"], "onnxruntime and numpy (pip, 45 MB)")
+}
+
+/// Makes sure that `target/bench/venv-bench` has all that the bench compares with, and returns its Python.
+pub fn ensure_for_bench() -> Result<PathBuf> {
+    let files = ["requirements.txt", "requirements-bench.txt"];
+    environment("venv-bench", &files, "onnxruntime, OpenVINO, nibabel and pydicom (pip, 115 MB)")
+}
+
+/// The environment is made without pip, which Debian splits off from venv, and filled by the pip that is there.
+fn environment(name: &str, requirements: &[&str], what: &str) -> Result<PathBuf> {
     let host = python()?;
-    let requirements = root().join("xtask/peers/requirements.txt");
-    let place = workspace::target().join("bench/venv");
+    let place = workspace::target().join("bench").join(name);
     let interpreter = place.join("bin/python3");
-    let stamp = format!("{}{}", output(Command::new(&host).arg("-VV"))?, fs::read_to_string(&requirements)?);
+    let mut install = Command::new(&host);
+    install
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"])
+        .args(["--only-binary=:all:", "--require-hashes"]);
+    let mut stamp = output(Command::new(&host).arg("-VV"))?;
+    for file in requirements {
+        let file = root().join("xtask/peers").join(file);
+        stamp += &fs::read_to_string(&file)?;
+        install.arg("--requirement").arg(file);
+    }
     if fs::read_to_string(place.join(".stamp")).is_ok_and(|found| found == stamp) {
         return Ok(interpreter);
     }
-    println!("  fetching onnxruntime and numpy (pip, 45 MB)");
+    println!("  fetching {what}");
     if place.exists() {
         fs::remove_dir_all(&place)?;
     }
@@ -29,13 +46,9 @@ pub fn ensure() -> Result<PathBuf> {
     let site = output(
         Command::new(&interpreter).args(["-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]),
     )?;
-    output(
-        Command::new(&host)
-            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"])
-            .args(["--only-binary=:all:", "--require-hashes", "--target", site.trim(), "--requirement"])
-            .arg(&requirements),
-    )
-    .context("onnxruntime could not be installed: its wheels are for CPython 3.11 to 3.14 on x86-64 Linux")?;
+    output(install.arg("--target").arg(site.trim())).with_context(|| {
+        format!("{what} could not be installed: the wheels are for CPython 3.11 to 3.14 on x86-64 Linux")
+    })?;
     fs::write(place.join(".stamp"), stamp)?;
     Ok(interpreter)
 }

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -13,6 +14,7 @@ pub struct Worker {
     /// Dropped first when the worker is: it ends at the end of its input.
     input: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
+    started: Instant,
     /// What it took to load the graph, as it said.
     pub loading_ms: f64,
 }
@@ -20,6 +22,7 @@ pub struct Worker {
 impl Worker {
     /// Starts it and waits until it is ready.
     pub fn start(name: &'static str, mut command: Command) -> Result<Self> {
+        let started = Instant::now();
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -28,14 +31,19 @@ impl Worker {
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             bail!("{name} has no pipes");
         };
-        let mut worker =
-            Self { name, child, input: Some(input), answers: BufReader::new(output), loading_ms: 0.0 };
+        let answers = BufReader::new(output);
+        let mut worker = Self { name, child, input: Some(input), answers, started, loading_ms: 0.0 };
         let greeting = worker.answer()?;
         worker.loading_ms = greeting
             .strip_prefix("ready ")
             .and_then(|number| number.parse().ok())
             .ok_or_else(|| anyhow!("{name} said {greeting:?}, expected `ready MS`"))?;
         Ok(worker)
+    }
+
+    /// Since its process was started.
+    pub fn age_ms(&self) -> f64 {
+        self.started.elapsed().as_secs_f64() * 1e3
     }
 
     /// Asks for one number.
