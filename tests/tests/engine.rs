@@ -4,7 +4,7 @@ use std::path::Path;
 
 use runtime::backbone::Backbone;
 use runtime::engine::{EncodedView, Engine, EngineError, Output, run_graph};
-use runtime::graph::{GraphMeta, task_graph};
+use runtime::graph::{GraphError, GraphMeta, full_task_graph, task_graph};
 use runtime::plugin::{Plugin, build_graph};
 use runtime::tensor::{Tensor, Tensors};
 use tests::fixture::random_task;
@@ -16,6 +16,12 @@ const SLICE: usize = 3 * SIZE[0] * SIZE[1];
 
 /// A task graph with a query and a two-label head of fixed values, no adaptation.
 fn graph() -> Vec<u8> {
+    graph_by(task_graph)
+}
+
+fn graph_by(
+    write: impl Fn(Backbone, &Tensors, [usize; 2], &GraphMeta) -> Result<Vec<u8>, GraphError>,
+) -> Vec<u8> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(CASE);
     let backbone = Backbone::open(&folder.join("weights.safetensors")).unwrap();
     let d = backbone.arch.dim;
@@ -26,7 +32,7 @@ fn graph() -> Vec<u8> {
         ("head.bias".into(), Tensor::new([2], vec![0.25, -0.5])),
     ]);
     let meta = GraphMeta { task: "tiny".into(), version: "1.0.0".into(), content_sha256: "0".repeat(64) };
-    task_graph(backbone, &content, SIZE, &meta).unwrap()
+    write(backbone, &content, SIZE, &meta).unwrap()
 }
 
 /// Seven different slices, `[7, 3, H, W]`.
@@ -75,6 +81,14 @@ fn cut_halves_equal_the_whole_graph() {
         found.views[0].slice_weights.iter().any(|w| (w - 1.0 / 7.0).abs() > 1e-3),
         "the query prefers some slices"
     );
+}
+
+/// What the bench gives to its peers.
+#[test]
+fn the_graph_of_all_tokens_says_the_same() {
+    let whole = run_graph(graph_by(full_task_graph), &slices()).unwrap();
+    let engine = Engine::load(graph(), 2).unwrap();
+    assert_near(&whole, &run(&engine, &slices(), &STORED), 1e-4);
 }
 
 /// Of every family: a tiny one, a slice at a time.
