@@ -1,6 +1,6 @@
 //! What the service promises, measured on the real program: `cargo xtask bench` starts it.
 //!
-//! `bench_service --backbone FILE`: the packaged ViT-S/14. Each line on stdout is a row of `bench.json`; what is measured
+//! `bench_service --backbone FILE`: the packaged ViT-S/14. Each line on stdout is a row for `bench.json`; what is measured
 //! is told on stderr.
 
 mod process;
@@ -59,7 +59,7 @@ fn run() -> Result<()> {
     last_slice(backbone)
 }
 
-/// A row of `bench.json`: `limit` is what was promised.
+/// A row for `bench.json`: `limit` is what was promised.
 fn row(name: &str, unit: &str, value: f64, limit: f64, threads: usize) {
     let row = json!({
         "name": name, "unit": unit, "scanside": value, "peers": { "limit": limit }, "ratio": value / limit,
