@@ -87,7 +87,7 @@ fn cut_halves_equal_the_whole_graph() {
 #[test]
 fn the_graph_of_all_tokens_says_the_same() {
     let whole = run_graph(graph_by(full_task_graph), &slices()).unwrap();
-    let engine = Engine::load(graph(), 2).unwrap();
+    let engine = Engine::load(&graph(), 2).unwrap();
     assert_near(&whole, &run(&engine, &slices(), &STORED), 1e-4);
 }
 
