@@ -165,13 +165,22 @@ impl LoadedTask {
     /// Loads a plugin and the task graph that was exported with it.
     pub fn open(graph: &Path, plugin: &Path, threads: usize) -> Result<Self, Error> {
         let (parsed, plugin_sha256) = Plugin::read(plugin)?;
-        let (model, found) = crate::engine::read(graph)?;
+        let other = |found, expected: &str| {
+            let (graph, plugin, expected) = (graph.into(), plugin.into(), expected.into());
+            Error::from(InferError::Graph { graph, plugin, found, expected })
+        };
+        let expected = &parsed.manifest.graph_sha256;
+        let (model, found) = match crate::engine::read(graph) {
+            // What is no graph at all is not the plugin's either.
+            Err(EngineError::Graph { .. }) => {
+                let io = |source| EngineError::Io { path: graph.into(), source };
+                return Err(other(sha256(&std::fs::read(graph).map_err(io)?), expected));
+            }
+            read => read?,
+        };
         // Checked before anything is made of it.
-        if found != parsed.manifest.graph_sha256 {
-            let expected = parsed.manifest.graph_sha256;
-            return Err(
-                InferError::Graph { graph: graph.into(), plugin: plugin.into(), found, expected }.into()
-            );
+        if found != *expected {
+            return Err(other(found, expected));
         }
         Self::load(parsed, plugin_sha256, model, found, plugin, threads)
     }

@@ -73,7 +73,7 @@ fn no_other_network_is_recognized() {
     assert_eq!(graph.node, before.node);
 
     // A block that does one thing otherwise, or that something else looks into, is none, and no chain goes on across it.
-    let changes: [(&str, Change); 5] = [
+    let changes: [(&str, Change); 7] = [
         ("another epsilon's attribute", |graph| {
             let norm = graph.node.iter_mut().find(|n| n.name == "blocks.1.norm1").unwrap();
             norm.attribute.retain(|attribute| attribute.name != "epsilon");
@@ -87,6 +87,14 @@ fn no_other_network_is_recognized() {
         }),
         ("a weight of another type", |graph| {
             graph.initializer.iter_mut().find(|t| t.name == "blocks.1.o.weight").unwrap().data_type = 10;
+        }),
+        ("sizes that no memory has", |graph| {
+            let shape = graph.initializer.iter_mut().find(|t| t.name == "blocks.1.q.heads.shape").unwrap();
+            shape.raw_data = [0, i64::MAX, i64::MAX, i64::MAX].iter().flat_map(|n| n.to_le_bytes()).collect();
+        }),
+        ("patches of no size", |graph| {
+            let weight = graph.initializer.iter_mut().find(|t| t.name == "patch_embedding.weight").unwrap();
+            (weight.dims[2..].fill(0), weight.raw_data.clear());
         }),
         ("an output inside", |graph| {
             let mut output = graph.output[0].clone();
