@@ -94,7 +94,8 @@ fn no_other_network_is_recognized() {
         }),
         ("patches of no size", |graph| {
             let weight = graph.initializer.iter_mut().find(|t| t.name == "patch_embedding.weight").unwrap();
-            (weight.dims[2..].fill(0), weight.raw_data.clear());
+            weight.dims[2..].fill(0);
+            weight.raw_data.clear();
         }),
         ("an output inside", |graph| {
             let mut output = graph.output[0].clone();
