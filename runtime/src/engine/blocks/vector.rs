@@ -1,7 +1,7 @@
 //! As many values as a register holds, in the words of each instruction set.
 //!
-//! Multiplications are fused with additions everywhere but on x86 without FMA, and nothing depends on how many values a register holds,
-//! so the same slice gives the same bits on all other machines.
+//! Multiplications are fused with additions everywhere but on x86 without FMA, and nothing depends on how many values a register holds, so
+//! the wider registers of a machine give the same bits as its narrower ones.
 
 #![allow(unsafe_code, reason = "vector instructions are called where they were found")]
 #![allow(
