@@ -19,12 +19,13 @@ use serde::{Deserialize, Serialize};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::DimLike;
 
-use self::blocks::take_blocks;
-use self::encoder::EncoderPlan;
+use self::blocks::{Blocks, Layers, take_blocks, take_more_blocks};
+pub(crate) use self::blocks::{Factors, LayerFactors};
 pub use self::encoder::{EncodedSlice, Encoder};
+use self::encoder::{EncoderPlan, Fused};
 use self::onnx::{ModelProto, ReadError};
 
-use crate::graph::{CLS_ATTENTION, VIEW_MASK, of_view};
+use crate::graph::{CLS_ATTENTION, VIEW_MASK, block_ends, of_view};
 use crate::tensor::{Tensor as Weights, Tensors};
 
 type Plan = Arc<TypedRunnableModel>;
@@ -37,7 +38,45 @@ pub struct Engine {
     pools_what_is_there: bool,
     dim: usize,
     classes: usize,
+    mode: Mode,
     threads: usize,
+}
+
+/// How a task's factors meet the weights of its backbone. The two do not give the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Merged into them: the task has weights of its own.
+    Merged,
+    /// Computed beside them: the weights serve all tasks on that backbone.
+    Shared,
+}
+
+impl Mode {
+    /// As results name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Merged => "merged",
+            Self::Shared => "shared",
+        }
+    }
+}
+
+/// The blocks of a backbone, packed, that no task's factors are merged into.
+#[derive(Clone)]
+pub(crate) struct SharedBlocks(Arc<Blocks>);
+
+/// Layers that [`SharedBlocks`] of one backbone, of any number of blocks and any size of slices, have in common.
+#[derive(Default)]
+pub(crate) struct SharedLayers(Layers);
+
+impl SharedLayers {
+    /// Packs the blocks of a graph that [`crate::graph::blocks_model`] wrote; `None` if they are none that can be shared here.
+    pub(crate) fn pack(&mut self, mut blocks: ModelProto) -> Option<SharedBlocks> {
+        let stacks = take_more_blocks(blocks.graph.as_mut()?, &mut self.0);
+        let (_, blocks) = stacks.into_iter().next()?;
+        Some(SharedBlocks(Arc::new(blocks)))
+    }
 }
 
 /// One of a task's inputs; most tasks have one.
@@ -91,8 +130,8 @@ pub struct EngineInfo {
     pub kernels: String,
     /// Arithmetic of the encoder.
     pub precision: String,
-    /// `merged`: factors merged into the weights.
-    pub mode: String,
+    /// How the factors meet the weights.
+    pub mode: Mode,
     /// Threads: slices encoded at a time, or, of a volume of fewer slices, split among them.
     pub threads: usize,
 }
@@ -102,8 +141,8 @@ const KERNELS: &str = "scanside 1, tract 0.23.9";
 
 impl EngineInfo {
     /// Of an engine of so many threads on this machine.
-    pub fn here(threads: usize) -> Self {
-        Self { isa: isa(), kernels: KERNELS.into(), precision: "f32".into(), mode: "merged".into(), threads }
+    pub fn here(mode: Mode, threads: usize) -> Self {
+        Self { isa: isa(), kernels: KERNELS.into(), precision: "f32".into(), mode, threads }
     }
 }
 
@@ -191,7 +230,35 @@ impl Engine {
 
     /// An engine for a task graph. Each of its weights is dropped when it has been packed, so that they are held once.
     pub fn of(mut proto: ModelProto, threads: usize) -> Result<Self, EngineError> {
-        let mut stacks = proto.graph.as_mut().map(take_blocks).unwrap_or_default();
+        let stacks = proto.graph.as_mut().map(take_blocks).unwrap_or_default();
+        let fused = stacks.into_iter().map(|(stack, blocks)| {
+            let ends = stack.ends().map(str::to_owned).collect();
+            Fused { slices: stack.input, ends, blocks }
+        });
+        Self::assemble(proto, fused.collect(), Mode::Merged, threads)
+    }
+
+    /// An engine whose views are encoded by shared weights, each with factors beside them; `after` is what comes after the blocks, see
+    /// [`crate::graph::after_blocks`].
+    pub(crate) fn beside(
+        after: ModelProto,
+        views: Vec<(String, SharedBlocks, Factors)>,
+        threads: usize,
+    ) -> Result<Self, EngineError> {
+        let fused = views.into_iter().map(|(slices, shared, factors)| {
+            let blocks = shared.0.beside(&factors);
+            let ends = block_ends(&slices).into_iter().take(blocks.shapes().len()).collect();
+            Fused { slices, ends, blocks }
+        });
+        Self::assemble(after, fused.collect(), Mode::Shared, threads)
+    }
+
+    fn assemble(
+        proto: ModelProto,
+        mut fused: Vec<Fused>,
+        mode: Mode,
+        threads: usize,
+    ) -> Result<Self, EngineError> {
         let model =
             tract_onnx::onnx().model_for_proto_model(&proto).map_err(|e| unusable(format!("{e:#}")))?;
         drop(proto);
@@ -203,8 +270,7 @@ impl Engine {
         let mask = inputs.iter().find(|(_, name)| name == VIEW_MASK).map(|(input, _)| *input);
         let mut views = Vec::new();
         let (mut cuts, mut ends, mut dims) = (Vec::new(), vec![outlet("logits")?], Vec::new());
-        let within: Vec<String> =
-            stacks.iter().flat_map(|(stack, _)| stack.ends()).map(str::to_owned).collect();
+        let within: Vec<String> = fused.iter().flat_map(|fused| fused.ends.clone()).collect();
         for (input, name) in inputs.iter().filter(|(_, name)| name != VIEW_MASK && !within.contains(name)) {
             let view = match name.strip_prefix("slices") {
                 Some("") => None,
@@ -215,8 +281,8 @@ impl Engine {
             let cut = [of("slice_embeddings")?, of(CLS_ATTENTION)?];
             ends.extend([of("slice_weights")?, of("heatmap")?]);
             cuts.extend(cut);
-            let own = stacks.iter().position(|(stack, _)| stack.input == *name);
-            let plan = EncoderPlan::new(&model, *input, &cut, own.map(|n| stacks.swap_remove(n)))?;
+            let own = fused.iter().position(|fused| fused.slices == *name);
+            let plan = EncoderPlan::new(&model, *input, &cut, own.map(|n| fused.swap_remove(n)))?;
             dims.extend([plan.dim, plan.patches]);
             views.push(View { name: view, size: plan.size, grid: [0, 0], encoder: plan });
         }
@@ -247,7 +313,7 @@ impl Engine {
         }
         let pooling = plan(pooling)?;
         let pools_what_is_there = mask.is_some();
-        Ok(Self { views, pooling, pools_what_is_there, dim, classes, threads: threads.max(1) })
+        Ok(Self { views, pooling, pools_what_is_there, dim, classes, mode, threads: threads.max(1) })
     }
 
     /// The task's inputs, at least one, in the graph's order.
@@ -267,7 +333,7 @@ impl Engine {
 
     /// How this engine computes.
     pub fn info(&self) -> EngineInfo {
-        EngineInfo::here(self.threads)
+        EngineInfo::here(self.mode, self.threads)
     }
 
     /// Runs `slices` slices of a task of one view; `write_slice(s, out)` fills `out` `[3, H, W]` with slice `s`, from any thread.

@@ -82,6 +82,18 @@ struct Encoded {
     patch: Option<String>,
 }
 
+/// What of a task's encoder is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part<'a> {
+    /// All of it; where CLS is the embedding, nothing else of the last block.
+    Encoder,
+    /// All of it, and all tokens of the last block.
+    WithPatches,
+    /// Of a vision transformer what comes after its blocks; what these give are inputs of the graph, see [`block_ends`]. With the
+    /// symbol of the number of slices.
+    AfterBlocks(&'a str),
+}
+
 /// Writes the encoder for `slices`, the name of `[S, 3, H, W]`, taking the weights out of the backbone as they are written.
 fn encode(
     b: &mut Builder,
@@ -89,12 +101,53 @@ fn encode(
     slices: &str,
     size: [usize; 2],
     grid: [usize; 2],
-    patches: bool,
+    part: Part<'_>,
 ) -> Encoded {
     match backbone.arch.body.clone() {
-        Body::Vit(vit) => vit::encode(b, backbone, &vit, slices, grid, patches),
+        Body::Vit(vit) => vit::encode(b, backbone, &vit, slices, grid, part),
         Body::Davit(davit) => davit::encode(b, backbone, &davit, slices, size),
     }
+}
+
+/// The tensors between the blocks for `slices` and what comes after them, where the two are graphs of their own: the tokens
+/// `[S, T, d]`, or where CLS is the embedding, its row `[S, 1, d]` and the last block's attention `[S, heads, 1, T]`.
+pub fn block_ends(slices: &str) -> [String; 2] {
+    ["tokens", "attention"].map(|end| format!("{slices}.{end}"))
+}
+
+/// The blocks of a vision transformer alone: `slices` → [`block_ends`]. `None` for any other backbone.
+pub fn blocks_model(mut backbone: Backbone, size: [usize; 2]) -> Result<Option<ModelProto>, GraphError> {
+    let grid = grid(&backbone.arch, size)?;
+    let Body::Vit(vit) = backbone.arch.body.clone() else { return Ok(None) };
+    let mut b = Builder::default();
+    vit::blocks(&mut b, &mut backbone, &vit, "slices", grid);
+    b.input("slices", &[None, Some(3), Some(size[0]), Some(size[1])], SLICES);
+    Ok(Some(b.finish("scanside-blocks")))
+}
+
+/// Of a backbone what [`after_blocks`] and [`crate::plugin::side_factors`] need: what is after the blocks, and their LayerScales.
+pub fn without_blocks(backbone: &Backbone) -> Backbone {
+    let Backbone { arch, naming, sha256, tensors, label } = backbone;
+    let stays =
+        |name: &str| name.starts_with("norm.") || name.starts_with("pool.") || name.contains(".scale");
+    let tensors = tensors.iter().filter(|(name, _)| stays(name));
+    Backbone {
+        arch: arch.clone(),
+        naming: *naming,
+        sha256: sha256.clone(),
+        tensors: tensors.map(|(name, tensor)| (name.clone(), tensor.clone())).collect(),
+        label: label.clone(),
+    }
+}
+
+/// The task graph without the blocks of its vision transformer: its inputs are [`block_ends`] beside `slices`, which nothing reads.
+pub fn after_blocks(
+    backbone: Backbone,
+    content: &Tensors,
+    size: [usize; 2],
+    meta: &GraphMeta,
+) -> Result<ModelProto, GraphError> {
+    write_task(backbone, content, size, meta, Part::AfterBlocks(SLICES))
 }
 
 /// The bytes of [`task_model`].
@@ -114,7 +167,7 @@ pub fn full_task_graph(
     size: [usize; 2],
     meta: &GraphMeta,
 ) -> Result<Vec<u8>, GraphError> {
-    Ok(onnx::encode(&write_task(backbone, content, size, meta, true)?))
+    Ok(onnx::encode(&write_task(backbone, content, size, meta, Part::WithPatches)?))
 }
 
 /// The task graph of a backbone with the factors merged in ([`crate::plugin::merge`]) and of `content`'s query and head.
@@ -126,7 +179,7 @@ pub fn task_model(
     size: [usize; 2],
     meta: &GraphMeta,
 ) -> Result<ModelProto, GraphError> {
-    write_task(backbone, content, size, meta, false)
+    write_task(backbone, content, size, meta, Part::Encoder)
 }
 
 fn write_task(
@@ -134,12 +187,12 @@ fn write_task(
     content: &Tensors,
     size: [usize; 2],
     meta: &GraphMeta,
-    patches: bool,
+    part: Part<'_>,
 ) -> Result<ModelProto, GraphError> {
     let [gh, gw] = grid(&backbone.arch, size)?;
     let d = backbone.arch.dim;
     let mut b = Builder::default();
-    let encoded = encode(&mut b, &mut backbone, "slices", size, [gh, gw], patches);
+    let encoded = encode(&mut b, &mut backbone, "slices", size, [gh, gw], part);
     b.rename(&encoded.embedding, "slice_embeddings");
     b.rename(&encoded.attention, CLS_ATTENTION);
 
@@ -195,7 +248,7 @@ fn attend(b: &mut Builder, part: &str, query: &Tensor, rows: &str, bias: Option<
 fn classify(b: &mut Builder, content: &Tensors, pooled: &str) -> usize {
     let head = &content["head.weight"];
     let classes = head.shape[0];
-    let weight = b.constant("head.weight", &builder::transposed(head));
+    let weight = b.constant("head.weight", &head.transposed());
     let logits = b.node("MatMul", "head.product", &[pooled, &weight]);
     let bias = b.constant("head.bias", &content["head.bias"]);
     let logits = b.node("Add", "head.sum", &[&logits, &bias]);
@@ -232,7 +285,7 @@ pub fn backbone_graph(mut backbone: Backbone, size: [usize; 2]) -> Result<Vec<u8
     let (embedding, attention) =
         (if has_cls { "cls" } else { "pooled" }, backbone.arch.heatmap().replace('-', "_"));
     let mut b = Builder::default();
-    let encoded = encode(&mut b, &mut backbone, "slices", size, grid, true);
+    let encoded = encode(&mut b, &mut backbone, "slices", size, grid, Part::WithPatches);
     b.rename(&encoded.embedding, embedding);
     b.rename(&encoded.attention, &attention);
     if let Some(patch) = encoded.patch {

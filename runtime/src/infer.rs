@@ -7,9 +7,11 @@
 
 mod compose;
 mod golden;
+mod loader;
+mod memory;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use firmware_config::{Manifest, MissingViews, TargetRef};
@@ -17,7 +19,6 @@ use sha2::{Digest, Sha256};
 
 use crate::Error;
 use crate::backbone::Backbone;
-use crate::engine::onnx::ModelProto;
 use crate::engine::{EncodedSlice, EncodedView, Encoder, Engine, EngineError, Output};
 use crate::plugin::Plugin;
 use crate::recipe::Prepared;
@@ -27,10 +28,12 @@ use crate::volume::Volume;
 
 pub use compose::{BUILD, KEY_SLICES, PluginRef, Scan, SliceName, views_digest};
 pub use golden::{GoldenReport, golden_peak, golden_weights};
+pub use loader::Loader;
+use loader::SharedBackbone;
 
 /// A task ready to run.
 pub struct LoadedTask {
-    /// The plugin.
+    /// The plugin; its content is in the engine, and is not held again.
     pub plugin: Plugin,
     /// SHA-256 of the plugin file.
     pub plugin_sha256: String,
@@ -40,6 +43,8 @@ pub struct LoadedTask {
     pub graph_sha256: String,
     /// The signed target that the plugin came from; results of a plugin without one say that they are unsigned.
     pub target: Option<TargetRef>,
+    /// Kept for the tasks that are loaded later.
+    shared: Option<Arc<SharedBackbone>>,
 }
 
 /// Why a task could not be loaded or run, beyond what its parts say.
@@ -182,7 +187,7 @@ impl LoadedTask {
         if found != *expected {
             return Err(other(found, expected));
         }
-        Self::load(parsed, plugin_sha256, model, found, plugin, threads)
+        Self::of(parsed, plugin_sha256, Engine::of(model, threads)?, plugin)
     }
 
     /// Loads a plugin and merges it into its backbone in memory.
@@ -200,19 +205,12 @@ impl LoadedTask {
         threads: usize,
     ) -> Result<Self, Error> {
         let model = plugin.graph(Backbone::open(backbone)?)?;
-        let graph_sha256 = plugin.manifest.graph_sha256.clone();
-        Self::load(plugin, plugin_sha256, model, graph_sha256, path, threads)
+        Self::of(plugin, plugin_sha256, Engine::of(model, threads)?, path)
     }
 
-    fn load(
-        plugin: Plugin,
-        plugin_sha256: String,
-        graph: ModelProto,
-        graph_sha256: String,
-        path: &Path,
-        threads: usize,
-    ) -> Result<Self, Error> {
-        let engine = Engine::of(graph, threads)?;
+    /// `engine` runs the graph that the manifest names.
+    fn of(mut plugin: Plugin, plugin_sha256: String, engine: Engine, path: &Path) -> Result<Self, Error> {
+        let graph_sha256 = plugin.manifest.graph_sha256.clone();
         let mismatch = |what, expected: String, found: String| {
             Error::from(InferError::Mismatch { plugin: path.into(), what, expected, found })
         };
@@ -237,7 +235,9 @@ impl LoadedTask {
         if labels.len() != engine.classes() {
             return Err(mismatch("labels:", labels.len().to_string(), engine.classes().to_string()));
         }
-        Ok(Self { plugin, plugin_sha256, engine, graph_sha256, target: None })
+        plugin.content.clear();
+        memory::give_back();
+        Ok(Self { plugin, plugin_sha256, engine, graph_sha256, target: None, shared: None })
     }
 
     /// Prepares a volume as the recipe of view number `view` asks; a task without views has one, number 0.

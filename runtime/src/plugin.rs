@@ -28,11 +28,13 @@ use firmware_config::{LoraSpec, Manifest};
 
 use crate::Error;
 use crate::backbone::{Arch, Backbone, Tensors};
+use crate::engine::Factors;
 use crate::engine::onnx::{self, ModelProto};
-use crate::graph::{GraphMeta, StudyGraph, task_model};
+use crate::graph::{GraphMeta, StudyGraph, after_blocks, task_model};
 use crate::tensor::{TensorError, safetensors_bytes, sha256};
 
 pub use file::MOST_BYTES;
+pub(crate) use merge::side_factors;
 pub use merge::{expected_content, merge, view_content};
 
 /// A task plugin.
@@ -161,14 +163,42 @@ impl Plugin {
 
     /// Builds the task graph from the plugin and its backbone, and checks that it is the one that the manifest names.
     pub fn graph(&self, backbone: Backbone) -> Result<ModelProto, Error> {
-        let wanted = &self.manifest.backbone;
-        if backbone.sha256 != wanted.sha256 {
-            let (name, expected) = (wanted.name.clone(), wanted.sha256.clone());
-            return Err(PluginError::Backbone { name, expected, found: backbone.sha256 }.into());
-        }
+        self.check_backbone(&backbone)?;
         let graph = build_model(backbone, &self.manifest, &self.content)?;
         self.check_graph(&onnx::sha256(&graph))?;
         Ok(graph)
+    }
+
+    /// Checks that a backbone is the one that it was fitted on.
+    pub fn check_backbone(&self, backbone: &Backbone) -> Result<(), PluginError> {
+        let wanted = &self.manifest.backbone;
+        if backbone.sha256 == wanted.sha256 {
+            return Ok(());
+        }
+        let (name, expected) = (wanted.name.clone(), wanted.sha256.clone());
+        Err(PluginError::Backbone { name, expected, found: backbone.sha256.clone() })
+    }
+
+    /// The task graph without its blocks, and the factors beside these, for each input. `backbone` as [`crate::graph::without_blocks`]
+    /// leaves it, of as many blocks as the plugin uses; `None` where it is no vision transformer.
+    pub(crate) fn beside(&self, backbone: &Backbone) -> Result<Option<(ModelProto, Vec<Factors>)>, Error> {
+        let Self { manifest, content, .. } = self;
+        let meta = meta(manifest);
+        if manifest.views.is_empty() {
+            let Some(factors) = side_factors(backbone, content, &manifest.lora)? else { return Ok(None) };
+            let graph = after_blocks(backbone.clone(), content, manifest.recipe.size, &meta)?;
+            return Ok(Some((graph, vec![factors])));
+        }
+        check_views(&backbone.arch, manifest, content)?;
+        let (mut graph, mut all) = (StudyGraph::default(), Vec::new());
+        for (view, recipe) in manifest.inputs() {
+            let view = view.unwrap_or_default();
+            let content = view_content(content, view);
+            let Some(factors) = side_factors(backbone, &content, &manifest.lora)? else { return Ok(None) };
+            all.push(factors);
+            graph.view_after_blocks(view, backbone.clone(), &content["query"], recipe.size)?;
+        }
+        Ok(Some((graph.finish(content, manifest.missing_views, &meta), all)))
     }
 
     /// Checks that a graph is the one that the manifest names.
@@ -188,27 +218,37 @@ fn build_model(mut backbone: Backbone, manifest: &Manifest, content: &Tensors) -
     if let Some(blocks) = manifest.backbone.blocks {
         backbone.truncate(blocks)?;
     }
-    let meta = GraphMeta {
-        task: manifest.task.name.clone(),
-        version: manifest.task.version.clone(),
-        content_sha256: manifest.content_sha256.clone(),
-    };
+    let meta = meta(manifest);
     if manifest.views.is_empty() {
         merge(&mut backbone, content, &manifest.lora)?;
         return Ok(task_model(backbone, content, manifest.recipe.size, &meta)?);
     }
-    let inputs = manifest.inputs();
-    let views: Vec<&str> = inputs.iter().filter_map(|(name, _)| *name).collect();
-    let labels = content.get("head.weight").and_then(|t| t.shape.first().copied()).unwrap_or(0);
-    merge::check(&backbone.arch, content, &manifest.lora, labels, &views)?;
+    check_views(&backbone.arch, manifest, content)?;
     let mut graph = StudyGraph::default();
-    for (view, (_, recipe)) in views.into_iter().zip(inputs) {
+    for (view, recipe) in manifest.inputs() {
+        let view = view.unwrap_or_default();
         let content = view_content(content, view);
         let mut merged = backbone.clone();
         merge(&mut merged, &content, &manifest.lora)?;
         graph.view(view, merged, &content["query"], recipe.size)?;
     }
     Ok(graph.finish(content, manifest.missing_views, &meta))
+}
+
+/// What the graph says of itself.
+fn meta(manifest: &Manifest) -> GraphMeta {
+    GraphMeta {
+        task: manifest.task.name.clone(),
+        version: manifest.task.version.clone(),
+        content_sha256: manifest.content_sha256.clone(),
+    }
+}
+
+/// Checks every name and shape of a task of several views.
+fn check_views(arch: &Arch, manifest: &Manifest, content: &Tensors) -> Result<(), PluginError> {
+    let views: Vec<&str> = manifest.views.keys().map(String::as_str).collect();
+    let labels = content.get("head.weight").and_then(|t| t.shape.first().copied()).unwrap_or(0);
+    merge::check(arch, content, &manifest.lora, labels, &views)
 }
 
 /// Number of trainable parameters of a plugin on a backbone of this shape; `views` as in [`expected_content`].

@@ -248,7 +248,7 @@ impl Provenance {
             &engine.isa,
             &engine.kernels,
             &engine.precision,
-            &engine.mode,
+            engine.mode.as_str(),
             &threads,
             &self.build,
         ];

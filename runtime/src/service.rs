@@ -53,7 +53,7 @@ use self::updates::Following;
 use crate::Error;
 use crate::backbone::Backbone;
 use crate::engine::default_threads;
-use crate::infer::BUILD;
+use crate::infer::{BUILD, Loader};
 use crate::ingest::assembly::{Assembly, Pending, Policy};
 use crate::ingest::listener::{ListenError, Listener, Options, Tls};
 use crate::publish::session::{self, Handle, Session};
@@ -143,7 +143,8 @@ impl Service {
 
         let threads = device.threads.map_or_else(default_threads, |n| n as usize);
         let slots = Slots::new(&device.data_dir).signed_only(device.updates.root.is_some());
-        let tasks = Tasks::new(slots.clone(), &device.backbone, threads, &device.tasks);
+        let loader = Arc::new(Loader::new(&device.backbone, threads, device.weights));
+        let tasks = Tasks::new(slots.clone(), Arc::clone(&loader), &device.tasks);
         tasks.refresh()?;
         if tasks.current().is_empty() {
             check_backbone(&device)?;
@@ -205,7 +206,7 @@ impl Service {
             let announce = this.session.clone();
             move |core| take_care(core, &stopping, &retention, &announce)
         })?);
-        this.following = Following::start(&this.device, &slots, threads, &core, &this.stopping)?;
+        this.following = Following::start(&this.device, &slots, &loader, &core, &this.stopping)?;
         let executor = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

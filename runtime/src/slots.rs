@@ -34,7 +34,7 @@ use crate::disk::{Disk, RealDisk};
 use crate::engine::EngineError;
 use crate::files::{create_folders_on, write_atomically_on};
 use crate::gate::{Checked, Gate, GateError, GateLimits, GateReport, Machine, ThisMachine};
-use crate::infer::LoadedTask;
+use crate::infer::{LoadedTask, Loader};
 use crate::plugin::{MOST_BYTES, Plugin, PluginError};
 use crate::result::utc;
 use crate::tensor::sha256;
@@ -166,11 +166,10 @@ impl Slots {
     pub fn activate(
         &self,
         task: &str,
-        backbone: &Path,
-        threads: usize,
+        loader: &Loader,
         limits: &GateLimits,
     ) -> Result<(Installed, GateReport), Error> {
-        self.activate_while(task, backbone, threads, limits, &|| true)
+        self.activate_while(task, loader, limits, &|| true)
     }
 
     /// As [`Self::activate`]; `go_on` is asked before each slice of a golden case. Where it says no nothing has changed, and the
@@ -178,14 +177,13 @@ impl Slots {
     pub fn activate_while(
         &self,
         task: &str,
-        backbone: &Path,
-        threads: usize,
+        loader: &Loader,
         limits: &GateLimits,
         go_on: &(dyn Fn() -> bool + Sync),
     ) -> Result<(Installed, GateReport), Error> {
         let gate = Gate { limits: *limits, machine: &*self.machine, go_on };
         self.activate_by(task, |placed| {
-            let (_, report) = gate.build(|| self.load(placed, backbone, threads))?;
+            let (_, report) = gate.build(|| self.load(placed, loader))?;
             Ok((report, gate.checked()))
         })
     }
@@ -403,13 +401,23 @@ impl Slots {
         Err(SlotError::State { path: self.folder.join(&named.name).join(STATE), detail }.into())
     }
 
-    /// Reads a plugin that is in a slot and merges it into its backbone: one that was fetched for it, or the file `backbone`.
-    pub fn load(&self, placed: &Placed, backbone: &Path, threads: usize) -> Result<LoadedTask, Error> {
+    /// Reads a plugin that is in a slot and loads it on its backbone: one that was fetched for it, or the loader's. Its task graph is
+    /// built and compared.
+    pub fn load(&self, placed: &Placed, loader: &Loader) -> Result<LoadedTask, Error> {
+        self.load_by(placed, loader, false)
+    }
+
+    /// As [`Self::load`], of an active plugin, whose task graph was compared when it went live.
+    pub fn load_active(&self, placed: &Placed, loader: &Loader) -> Result<LoadedTask, Error> {
+        self.load_by(placed, loader, true)
+    }
+
+    fn load_by(&self, placed: &Placed, loader: &Loader, known: bool) -> Result<LoadedTask, Error> {
         let path = self.path(&placed.task.name, &placed.sha256);
         let plugin = self.read(placed)?;
         let fetched = self.fetched_backbone(&plugin.manifest.backbone.sha256);
-        let backbone = fetched.as_deref().unwrap_or(backbone);
-        let mut task = LoadedTask::merge_read(backbone, plugin, placed.sha256.clone(), &path, threads)?;
+        let backbone = fetched.as_deref().unwrap_or(loader.backbone());
+        let mut task = loader.load(plugin, placed.sha256.clone(), &path, backbone, known)?;
         task.target.clone_from(&placed.target);
         Ok(task)
     }

@@ -32,6 +32,13 @@ impl Tensor {
         Self { shape, data }
     }
 
+    /// `[m, n]` to `[n, m]`; any other shape as it is.
+    pub(crate) fn transposed(&self) -> Self {
+        let [m, n] = self.shape[..] else { return self.clone() };
+        let data = (0..n).flat_map(|j| (0..m).map(move |i| self.data[i * n + j])).collect();
+        Self::new([n, m], data)
+    }
+
     /// The same values under another shape of the same size.
     pub(crate) fn reshaped(self, shape: impl Into<Vec<usize>>) -> Self {
         Self::new(shape, self.data)

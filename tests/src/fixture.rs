@@ -5,12 +5,15 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use firmware_config::device::Weights;
 use firmware_config::{
     Activation, AttentionLora, BackboneRef, Label, LoraSpec, Manifest, MissingViews, SCHEMA, Task, Threshold,
     View,
 };
 use runtime::backbone::Backbone;
+use runtime::infer::Loader;
 use runtime::plugin::{Plugin, build_graph, content_sha256, expected_content};
 use runtime::tensor::{Tensor, Tensors, safetensors_bytes, sha256};
 use runtime::volume::{AxisCodes, Volume, write_nifti};
@@ -22,6 +25,11 @@ pub const DIM: usize = 64;
 pub const DEPTH: usize = 2;
 /// Side of a patch.
 pub const PATCH: usize = 14;
+
+/// What loads tasks on this backbone, each with weights of its own, one thread each.
+pub fn loader(backbone: &Path) -> Arc<Loader> {
+    Arc::new(Loader::new(backbone, 1, Weights::Merged))
+}
 
 /// The files of a task.
 pub struct Fixture {
@@ -67,7 +75,11 @@ impl Fixture {
         let mut task = random_task(&loaded);
         edit(&mut task.manifest);
         let views: Vec<&str> = task.manifest.views.keys().map(String::as_str).collect();
-        task.content = random_content(&loaded, &task.manifest.lora, &views);
+        let mut used = loaded.clone();
+        if let Some(blocks) = task.manifest.backbone.blocks {
+            used.truncate(blocks).expect("as many blocks as there are");
+        }
+        task.content = random_content(&used, &task.manifest.lora, &views);
         task.manifest.parameters = task.content.values().map(|t| t.data.len()).sum();
         seal(&mut task);
         let bytes = build_graph(loaded, &task.manifest, &task.content).expect("a graph");

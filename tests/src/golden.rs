@@ -57,7 +57,7 @@ pub fn rebuild(fixture: &Fixture, plugin: &mut Plugin) {
 /// Where the fixture's own files cannot be read.
 pub fn with_golden(fixture: &Fixture) -> Plugin {
     let task = LoadedTask::open(&fixture.graph, &fixture.plugin, 1).expect("the fixture's task");
-    let mut plugin = task.plugin.clone();
+    let (mut plugin, _) = Plugin::read(&fixture.plugin).expect("the fixture's plugin");
     give_golden(&task, &mut plugin);
     plugin
 }

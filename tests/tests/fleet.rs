@@ -20,7 +20,7 @@ use runtime::update::{
 };
 use tempfile::TempDir;
 use tests::desk::Desk;
-use tests::fixture::Fixture;
+use tests::fixture::{Fixture, loader};
 use tests::mosquitto::{Mosquitto, free_port};
 use tests::scanner::{self, dcmtk};
 use tests::service::{EdgeBox, PATIENCE, next_result, series};
@@ -195,9 +195,8 @@ impl Fleet {
             let place = Place {
                 site,
                 device: name.parse().unwrap(),
-                backbone: fixture.backbone.clone(),
+                loader: loader(&fixture.backbone),
                 keep_free: 0,
-                threads: 1,
                 gate: LIMITS,
             };
             let slots = Slots::new(&data).signed_only(true);

@@ -16,7 +16,7 @@ use runtime::plugin::{Plugin, content_sha256};
 use runtime::result::Trust;
 use runtime::slots::{Placed, Slots, State};
 use runtime::tensor::sha256;
-use tests::fixture::{Fixture, random_backbone, scan};
+use tests::fixture::{Fixture, loader, random_backbone, scan};
 use tests::golden::{plugin, rebuild};
 use tests::mosquitto::Mosquitto;
 use tests::programs::{Outcome, program, run};
@@ -57,7 +57,7 @@ fn a_plugin_goes_live_after_its_golden_cases_and_back() {
     assert_eq!(fs::read(&installed.path).unwrap(), fs::read(&file).unwrap());
     assert!(state(&slots).active.is_none() && state(&slots).candidate.is_some());
 
-    let (active, report) = slots.activate("lesion", &fixture.backbone, 1, &AMPLE).unwrap();
+    let (active, report) = slots.activate("lesion", &loader(&fixture.backbone), &AMPLE).unwrap();
     assert_eq!((report.golden.cases, &active.sha256), (1, &installed.sha256));
     assert!(report.golden.logits <= 1e-3 && report.golden.slice_weights <= 1e-3);
     assert_eq!(files(&folder), [format!("{}.plugin", active.sha256), "slots.json".into()]);
@@ -66,7 +66,7 @@ fn a_plugin_goes_live_after_its_golden_cases_and_back() {
     assert_eq!(now.checked.unwrap().on, ThisMachine.identity());
 
     slots.install(&next(&fixture, "1.1.0"), None).unwrap();
-    slots.activate("lesion", &fixture.backbone, 1, &AMPLE).unwrap();
+    slots.activate("lesion", &loader(&fixture.backbone), &AMPLE).unwrap();
     assert_eq!(version(state(&slots).active.as_ref()), Some("1.1.0"));
     assert_eq!(slots.rollback("lesion").unwrap(), active);
     assert_eq!(version(state(&slots).previous.as_ref()), Some("1.1.0"));
@@ -80,7 +80,7 @@ fn what_is_not_reproduced_stays_out() {
     let fixture = Fixture::default();
     let slots = Slots::new(fixture.folder());
     slots.install(&plugin(&fixture, "good.plugin", |_| ()), None).unwrap();
-    let (active, _) = slots.activate("lesion", &fixture.backbone, 1, &AMPLE).unwrap();
+    let (active, _) = slots.activate("lesion", &loader(&fixture.backbone), &AMPLE).unwrap();
     let edits: [(&str, Edit, &str); 12] = [
         ("logit", |_, p| p.manifest.golden[0].logits[1] += 0.01, "a logit is off by"),
         ("nan", |_, p| p.golden.get_mut("wave").unwrap().data[7] = f32::NAN, "is NaN"),
@@ -121,7 +121,7 @@ fn what_is_not_reproduced_stays_out() {
         // Some of these break the plugin file's own rules already.
         let error = match slots.install(&file, None) {
             Ok(_) => {
-                let error = slots.activate("lesion", &fixture.backbone, 1, &AMPLE).unwrap_err();
+                let error = slots.activate("lesion", &loader(&fixture.backbone), &AMPLE).unwrap_err();
                 let failed = state(&slots).failed.unwrap();
                 assert_eq!(failed.reason, error.to_string(), "{name}");
                 error
@@ -185,7 +185,7 @@ fn what_is_too_slow_or_too_large_stays_out_and_what_is_interrupted_waits() {
         let machine = Arc::new(machine);
         (Slots::on(Arc::new(RealDisk::Shared), machine.clone(), fixture.folder()), machine)
     };
-    let activate = |slots: &Slots| slots.activate("lesion", &fixture.backbone, 1, &limits);
+    let activate = |slots: &Slots| slots.activate("lesion", &loader(&fixture.backbone), &limits);
     let good = plugin(&fixture, "good.plugin", |_| ());
     let (fit, machine) = on(1, 1_000_000);
     fit.install(&good, None).unwrap();
@@ -209,7 +209,7 @@ fn what_is_too_slow_or_too_large_stays_out_and_what_is_interrupted_waits() {
     assert_eq!(version(state(&large).active.as_ref()), Some("1.0.0"));
 
     fit.install(&next(&fixture, "1.3.0"), None).unwrap();
-    let error = fit.activate_while("lesion", &fixture.backbone, 1, &limits, &|| false).unwrap_err();
+    let error = fit.activate_while("lesion", &loader(&fixture.backbone), &limits, &|| false).unwrap_err();
     assert!(error.to_string().contains("was stopped because the machine had other work"), "{error}");
     let now = state(&fit);
     assert_eq!(
@@ -222,13 +222,13 @@ fn what_is_too_slow_or_too_large_stays_out_and_what_is_interrupted_waits() {
         machine.clock.fetch_add(1000, Ordering::Relaxed);
         true
     };
-    let (_, report) = fit.activate_while("lesion", &fixture.backbone, 1, &limits, &wait).unwrap();
+    let (_, report) = fit.activate_while("lesion", &loader(&fixture.backbone), &limits, &wait).unwrap();
     assert!(report.time <= limits.time, "{report:?}");
     fit.install(&next(&fixture, "1.4.0"), None).unwrap();
 
     // What this machine itself tells.
     let slots = Slots::new(fixture.folder());
-    let (_, report) = slots.activate("lesion", &fixture.backbone, 1, &AMPLE).unwrap();
+    let (_, report) = slots.activate("lesion", &loader(&fixture.backbone), &AMPLE).unwrap();
     assert!(report.time > Duration::ZERO && report.memory.is_none_or(|bytes| bytes < 1 << 30), "{report:?}");
 }
 
@@ -240,18 +240,18 @@ fn wrong_files_names_and_backbones_are_refused() {
     assert!(!fixture.folder().join("plugins").exists());
     slots.install(&plugin(&fixture, "good.plugin", |_| ()), None).unwrap();
     for name in ["other", "../lesion", ""] {
-        let error = slots.activate(name, &fixture.backbone, 1, &AMPLE).unwrap_err();
+        let error = slots.activate(name, &loader(&fixture.backbone), &AMPLE).unwrap_err();
         assert!(error.is_bad_input() && error.to_string().contains("no candidate"), "{error}");
     }
     // A backbone that is not there is no fault of the plugin.
-    let error = slots.activate("lesion", Path::new("/nowhere.safetensors"), 1, &AMPLE).unwrap_err();
+    let error = slots.activate("lesion", &loader(Path::new("/nowhere.safetensors")), &AMPLE).unwrap_err();
     assert!(
         error.to_string().contains("nowhere.safetensors") && state(&slots).candidate.is_some(),
         "{error}"
     );
     let other = fixture.folder().join("other.safetensors");
     fs::write(&other, random_backbone(9)).unwrap();
-    let error = slots.activate("lesion", &other, 1, &AMPLE).unwrap_err();
+    let error = slots.activate("lesion", &loader(&other), &AMPLE).unwrap_err();
     assert!(error.is_bad_input() && error.to_string().contains("SHA-256"), "{error}");
     assert!(state(&slots).active.is_none() && state(&slots).candidate.is_none());
 }
@@ -386,10 +386,10 @@ fn a_signed_plugin_names_its_target_in_results() {
         sha256: sha256(&bytes),
     };
     slots.install(&fixture.plugin, Some(target.clone())).unwrap();
-    slots.activate("lesion", &fixture.backbone, 1, &AMPLE).unwrap();
+    slots.activate("lesion", &loader(&fixture.backbone), &AMPLE).unwrap();
     let active = state(&slots).active.unwrap();
     assert_eq!(active.target, Some(target.clone()));
-    let task = slots.load(&active, &fixture.backbone, 1).unwrap();
+    let task = slots.load(&active, &loader(&fixture.backbone)).unwrap();
     let volume = scan("RAS");
     let prepared = task.prepare(0, &volume).unwrap();
     let context = Context::given("ct-2".into(), SystemTime::UNIX_EPOCH);

@@ -11,7 +11,7 @@ use runtime::gate::GateLimits;
 use runtime::slots::Slots;
 use runtime::update::{Attack, Downloads, Folder, Place, Source, TargetFile, Trust, UpdateError, Updates};
 use tempfile::TempDir;
-use tests::fixture::Fixture;
+use tests::fixture::{Fixture, loader};
 use tests::repository::{FAR, Key, Repository, desire, envelope};
 
 /// 2026-11-26.
@@ -297,9 +297,8 @@ fn a_plugin_under_another_tasks_name_leaves_that_tasks_candidate_alone() {
     let place = Place {
         site: site.clone(),
         device,
-        backbone: folder.path().join("none.safetensors"),
+        loader: loader(&folder.path().join("none.safetensors")),
         keep_free: 0,
-        threads: 1,
         gate: GateLimits { time: Duration::from_mins(1), memory: u64::MAX },
     };
     let trust = Trust::open(&data.join("updates"), &anchor, &site).unwrap();

@@ -16,7 +16,7 @@ use runtime::update::{
     After, Downloads, Folder, Place, Source, SourceError, Take, TargetFile, Trust, Updates,
 };
 use tempfile::TempDir;
-use tests::fixture::{Fixture, random_backbone};
+use tests::fixture::{Fixture, loader, random_backbone};
 use tests::golden;
 use tests::mosquitto::Mosquitto;
 use tests::programs::{program, run};
@@ -305,8 +305,8 @@ fn a_backbone_is_gone_on_with_where_it_broke_off_and_leaves_room_on_the_disk() {
         let [site, device]: [TopicLevel; 2] = ["north", "ct-2"].map(|name| name.parse().unwrap());
         let trust = Trust::open(&data.join("updates"), &operator.folder.path().join("root.json"), &site);
         let gate = GateLimits { time: PATIENCE, memory: u64::MAX };
-        let backbone = "/nowhere/backbone.safetensors".into();
-        let place = Place { site, device, backbone, keep_free, threads: 1, gate };
+        let loader = loader(Path::new("/nowhere/backbone.safetensors"));
+        let place = Place { site, device, loader, keep_free, gate };
         let downloads = Downloads::open(&data.join("updates/downloads")).unwrap();
         let slots = Slots::new(&data).signed_only(true);
         let mut updates = Updates::new(place, trust.unwrap(), torn.clone(), slots, downloads);

@@ -70,7 +70,7 @@ fn views_are_encoded_by_their_own_factors_and_pooled_by_the_tasks_query() {
     let task = LoadedTask::open(&fixture.graph, &fixture.plugin, 2).unwrap();
     let volumes = study();
     let (found, _) = classify(&task, &[Some(&volumes[0]), Some(&volumes[1])]).unwrap();
-    let content = &task.plugin.content;
+    let content = &Plugin::read(&fixture.plugin).unwrap().0.content;
 
     let mut fused = Vec::new();
     for (k, view) in ["axial", "sagittal"].into_iter().enumerate() {
@@ -124,7 +124,7 @@ fn a_missing_view_is_refused_or_left_out_as_declared() {
     assert_eq!(one.view_weights, [0.0, 1.0]);
     assert!(one.views[0].slice_weights.is_empty() && one.views[0].heatmap.is_empty());
     assert_eq!(one.views[1], all.views[1]);
-    let content = &task.plugin.content;
+    let content = &Plugin::read(&pooling.plugin).unwrap().0.content;
     let (_, pooled) = attend(&wide(&one.views[1].embeddings), &content["views.sagittal.query"].data);
     near(&one.logits, &head(content, &pooled), 1e-4);
     assert!(result.warnings.iter().any(|w| w.starts_with("there was no scan for the view axial")));

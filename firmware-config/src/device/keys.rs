@@ -8,7 +8,7 @@ use super::error::ConfigError;
 use super::layers::Layers;
 use super::schema::{Key, Section, accepts, section};
 use super::units::Size;
-use super::value::{AeTitle, Listen, Network, Source, Timeout, Uids, Value};
+use super::value::{AeTitle, Listen, Network, Source, Timeout, Uids, Value, Weights};
 use crate::{Broker, TopicLevel};
 
 section! {
@@ -25,6 +25,10 @@ section! {
         backbone: PathBuf = required, "/var/lib/scanside/backbone.safetensors", restart;
         /// Slices encoded at a time. Without it, as many as there are cores.
         threads: Option<u32> = unset, 4, restart;
+        /// How tasks on the same backbone hold its weights: `merged`, each with weights of its own; `shared`, one backbone in memory for all, each
+        /// task with its factors beside it, which takes some per cent more time; `auto`, merged while there is ample memory, shared when there is
+        /// not. The two round otherwise, so results say which it was.
+        weights: Weights = "auto", "shared", restart;
     }
     sections {
         /// `[dicom]`.

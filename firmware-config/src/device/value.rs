@@ -103,6 +103,7 @@ texts! {
     Source, "https://HOST/PATH, an absolute path of a folder, or \"mqtt\"", Source::new;
     Timeout, "a duration such as \"90s\", or \"off\"", Timeout::new;
     Uids, "\"plain\", \"hashed\" or \"auto\"", Uids::new;
+    Weights, "\"merged\", \"shared\" or \"auto\"", Weights::new;
 }
 
 impl Value for bool {
@@ -273,6 +274,28 @@ impl Uids {
         match text {
             "plain" => Some(Self::Plain),
             "hashed" => Some(Self::Hashed),
+            "auto" => Some(Self::Auto),
+            _ => None,
+        }
+    }
+}
+
+/// How tasks on the same backbone hold its weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weights {
+    /// Each has weights of its own, its factors merged into them.
+    Merged,
+    /// They share them, and compute their factors beside them.
+    Shared,
+    /// Merged while there is memory for it.
+    Auto,
+}
+
+impl Weights {
+    fn new(text: &str) -> Option<Self> {
+        match text {
+            "merged" => Some(Self::Merged),
+            "shared" => Some(Self::Shared),
             "auto" => Some(Self::Auto),
             _ => None,
         }

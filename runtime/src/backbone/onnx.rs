@@ -45,7 +45,7 @@ pub(super) fn read(path: &Path) -> Result<(Tensors, String), BackboneError> {
             float(&initializer).ok_or_else(|| malformed(&format!("initialiser {}", initializer.name)))?;
         if let Some(user) = used_by.get(initializer.name.as_str()) {
             let name = user.strip_prefix("backbone/").unwrap_or(user).replace('/', ".");
-            tensors.insert(format!("{name}.weight"), transposed(&tensor));
+            tensors.insert(format!("{name}.weight"), tensor.transposed());
         } else if let Some(name) = initializer.name.strip_prefix("backbone.") {
             tensors.insert(name.to_owned(), tensor);
         } else if let [1, n, _] = tensor.shape[..] {
@@ -68,11 +68,4 @@ fn float(proto: &TensorProto) -> Option<Tensor> {
     let data: Vec<f32> = if proto.raw_data.is_empty() { proto.float_data.clone() } else { values.collect() };
     (shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) == Some(data.len()))
         .then(|| Tensor::new(shape, data))
-}
-
-/// `[m, n]` to `[n, m]`; other ranks stay.
-fn transposed(tensor: &Tensor) -> Tensor {
-    let [m, n] = tensor.shape[..] else { return tensor.clone() };
-    let data = (0..n).flat_map(|j| (0..m).map(move |i| tensor.data[i * n + j])).collect();
-    Tensor::new([n, m], data)
 }

@@ -7,6 +7,7 @@ use firmware_config::device::Device;
 use firmware_config::{Label, Manifest, Task};
 use runtime::engine::default_threads;
 use runtime::gate::{Gate, GateLimits, GateReport, ThisMachine};
+use runtime::infer::Loader;
 use runtime::plugin::Plugin;
 use runtime::slots::{Down, Failed, Placed, Slot, SlotError, Slots, State};
 use serde::Serialize;
@@ -103,8 +104,7 @@ impl PluginCommand {
             Self::Activate { task, device } => {
                 let device = config::load(&device.config)?;
                 let limits = GateLimits::from(&device.gate);
-                let (active, report) =
-                    slots(&device).activate(&task, &device.backbone, threads(&device), &limits)?;
+                let (active, report) = slots(&device).activate(&task, &loader(&device), &limits)?;
                 let Task { name, version } = &active.task;
                 say::line(&format!("{name} {version} is active: {}", passed(&report)))
             }
@@ -136,8 +136,9 @@ fn check_golden(path: &Path) -> Result<(), Fault> {
     }
 }
 
-fn threads(device: &Device) -> usize {
-    device.threads.map_or_else(default_threads, |n| n as usize)
+fn loader(device: &Device) -> Loader {
+    let threads = device.threads.map_or_else(default_threads, |n| n as usize);
+    Loader::new(&device.backbone, threads, device.weights)
 }
 
 fn passed(report: &GateReport) -> String {
@@ -159,7 +160,7 @@ fn verify(task: &str, device: &Device) -> Result<(), Fault> {
         return Err(runtime::Error::from(SlotError::NoActive { task: task.into(), folder }).into());
     };
     let gate = Gate { limits: (&device.gate).into(), machine: &ThisMachine, go_on: &|| true };
-    let (loaded, report) = gate.build(|| slots.load(&active, &device.backbone, threads(device)))?;
+    let (loaded, report) = gate.build(|| slots.load(&active, &loader(device)))?;
     let Task { name, version } = &active.task;
     say::line(&format!(
         "{name} {version} is sound: file and graph are what they were ({}, {}), {}",

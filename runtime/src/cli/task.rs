@@ -4,8 +4,10 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use runtime::engine::default_threads;
-use runtime::infer::LoadedTask;
+use firmware_config::device;
+use runtime::engine::{Mode, default_threads};
+use runtime::infer::{LoadedTask, Loader};
+use runtime::plugin::Plugin;
 use runtime::publish::TopicLevel;
 use runtime::volume::{self, AxisCodes, ReadOptions, Scans, Volume};
 
@@ -19,6 +21,10 @@ pub struct TaskArgs {
     /// The task plugin.
     #[arg(long, value_name = "FILE")]
     plugin: PathBuf,
+    /// Compute the plugin's factors beside the backbone's weights instead of merging them, as a device does whose tasks share one
+    /// backbone; needs --backbone.
+    #[arg(long, conflicts_with = "graph")]
+    shared: bool,
     /// Slices encoded at a time; as many as there are cores if not given.
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
@@ -37,10 +43,23 @@ struct Weights {
 
 impl TaskArgs {
     pub fn load(&self) -> Result<LoadedTask, Fault> {
+        self.load_in(if self.shared { Mode::Shared } else { Mode::Merged })
+    }
+
+    /// As [`Self::load`], in the mode that a result names, where the files allow it.
+    pub fn load_in(&self, mode: Mode) -> Result<LoadedTask, Fault> {
         let threads = self.threads.map_or_else(default_threads, NonZeroUsize::get);
         match (&self.weights.graph, &self.weights.backbone) {
             (Some(graph), _) => Ok(LoadedTask::open(graph, &self.plugin, threads)?),
-            (None, Some(backbone)) => Ok(LoadedTask::merge(backbone, &self.plugin, threads)?),
+            (None, Some(backbone)) => {
+                let weights = match mode {
+                    Mode::Merged => device::Weights::Merged,
+                    Mode::Shared => device::Weights::Shared,
+                };
+                let (plugin, sha256) = Plugin::read(&self.plugin)?;
+                let loader = Loader::new(backbone, threads, weights);
+                Ok(loader.load(plugin, sha256, &self.plugin, backbone, false)?)
+            }
             (None, None) => {
                 Err(Fault::Usage("neither --graph nor --backbone is given; give one of them".into()))
             }

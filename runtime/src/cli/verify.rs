@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use clap::Args;
+use runtime::engine::EngineInfo;
 use runtime::infer::Context;
 use runtime::result::TaskResult;
 use runtime::volume::Volume;
@@ -13,8 +14,8 @@ use super::{Fault, say};
 
 /// Compute a result again from what it names, and compare.
 ///
-/// Hashes must be equal; logits may differ by the tolerance, since another processor rounds otherwise. Exit code 1 if anything
-/// differs.
+/// Hashes must be equal, and logits to the bit where the same kernels computed them, in the same precision and mode, for the same
+/// instruction set, as the result's engine block says; elsewhere they may differ by the tolerance. Exit code 1 if anything differs.
 #[derive(Args)]
 pub struct Verify {
     /// The result, as `scanside infer` printed it.
@@ -23,7 +24,7 @@ pub struct Verify {
     task: TaskArgs,
     #[command(flatten)]
     scan: ScanArgs,
-    /// Largest difference of a logit that counts as none.
+    /// Largest difference of a logit that counts as none, where other kernels computed the result.
     #[arg(long, default_value_t = 1e-3)]
     tolerance: f32,
 }
@@ -31,7 +32,7 @@ pub struct Verify {
 impl Verify {
     pub fn run(self) -> Result<(), Fault> {
         let claimed = read(&self.result)?;
-        let task = self.task.load()?;
+        let task = self.task.load_in(claimed.provenance.engine.mode)?;
         let views: Vec<&str> = task.plugin.manifest.views.keys().map(String::as_str).collect();
         let volumes =
             if views.is_empty() { vec![Some(self.series(&claimed)?)] } else { self.study(&claimed, &views)? };
@@ -102,6 +103,9 @@ fn differences(claimed: &TaskResult, again: &TaskResult, tolerance: f32) -> Vec<
         ("recipe SHA-256", &p.recipe_sha256, &q.recipe_sha256),
         ("tensor SHA-256", &p.tensor_sha256, &q.tensor_sha256),
     ];
+    // The number of threads does not change the bits.
+    let same = EngineInfo { threads: q.engine.threads, ..p.engine.clone() } == q.engine;
+    let tolerance = if same { 0.0 } else { tolerance };
     let mut out: Vec<String> = texts
         .iter()
         .filter(|(_, a, b)| a != b)

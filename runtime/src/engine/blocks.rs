@@ -7,8 +7,9 @@
 //! threads in parts that do not depend on their number, so the bits do not either.
 //!
 //! The graph file knows nothing of this: blocks are recognized when it is loaded ([`recognize`]), and what is not recognized is left to
-//! tract.
+//! tract. The same weights may also serve several tasks, whose factors are then multiplied beside them ([`branch`]).
 
+mod branch;
 mod crew;
 mod kernel;
 mod layout;
@@ -21,12 +22,13 @@ mod vector;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use self::branch::{Branch, Branches};
+pub(crate) use self::branch::{Factors, LayerFactors};
 pub(super) use self::crew::Crew;
 use self::kernel::{Aligned, Kernel, Kernels, TILE};
 use self::layout::{Layout, Part};
 use self::math::{Activate, Activation, Join, Joined, LayerNorm, Rotate, Scale, Softmax};
-pub(super) use self::pack::take_blocks;
-pub(super) use self::recognize::Stack;
+pub(super) use self::pack::{Layers, take_blocks, take_more_blocks};
 use self::vector::Isa;
 
 /// Blocks that follow one another, their weights packed for this machine's kernels.
@@ -34,8 +36,10 @@ pub(super) struct Blocks {
     shape: Shape,
     layout: Layout,
     isa: Isa,
-    embedding: Embedding,
-    chain: Vec<Block>,
+    embedding: Arc<Embedding>,
+    chain: Arc<[Block]>,
+    /// Beside the weights; none where the factors are merged into them.
+    branches: Option<Branches>,
 }
 
 /// Patches to tokens.
@@ -107,6 +111,8 @@ pub(super) struct Workspace {
     values: Aligned,
     mixed: Aligned,
     hidden: Aligned,
+    /// What the branch of a layer has made of its input.
+    low: Aligned,
     /// The last block's attention `[heads, T]`, if it computes CLS only.
     attention: Vec<f32>,
     /// One a thread.
@@ -122,10 +128,20 @@ enum Finish {
     Onto(Join),
 }
 
+const WRITE: Finish = Finish::Write(Activation::None);
+const ADD: Finish = Finish::Onto(Join::Add);
+
 /// For products to which no bias is added.
 const NONE: [f32; 16] = [0.0; 16];
 
 impl Blocks {
+    /// The same weights, with a task's factors beside them.
+    pub(super) fn beside(&self, factors: &Factors) -> Self {
+        let Self { shape, layout, isa, ref embedding, ref chain, .. } = *self;
+        let branches = Some(Branches::new(layout, factors));
+        Self { shape, layout, isa, embedding: Arc::clone(embedding), chain: Arc::clone(chain), branches }
+    }
+
     /// Shapes of what comes out, in the order of [`Stack::ends`].
     pub(super) fn shapes(&self) -> Vec<Vec<usize>> {
         let Shape { tokens, heads, .. } = self.shape;
@@ -153,6 +169,7 @@ impl Blocks {
             values: Aligned::new(heads * tokens * width),
             mixed: panels(d),
             hidden: panels(hidden),
+            low: panels(self.branches.as_ref().map_or(0, Branches::width)),
             attention: vec![0.0; heads * tokens],
             scores: (0..threads.max(1)).map(|_| scores()).collect(),
         }
@@ -167,8 +184,9 @@ impl Blocks {
     ) -> (Vec<f32>, Option<&'w [f32]>) {
         let mut layout = self.layout;
         self.embed(slice, space, crew);
-        for block in &self.chain {
-            layout = self.attend(block, layout, space, crew);
+        for (n, block) in self.chain.iter().enumerate() {
+            let branches = self.branches.as_ref().map(|branches| &branches.blocks[n]);
+            layout = self.attend(block, branches, layout, space, crew);
             self.feed(block, layout, space, crew);
         }
         let out = layout.rows(space.tokens.values(), self.shape.dim(), layout.tokens);
@@ -183,8 +201,10 @@ impl Blocks {
         let parts = layout.parts(space.patches.values_mut(), inputs, 0..inputs, inputs);
         crew.each(parts, |_, mut part| embedding.patches(layout, slice, &mut part));
         space.tokens.values_mut().copy_from_slice(&embedding.table);
+        let patch = self.branches.as_ref().map(|branches| &branches.patch);
+        let beside = self.narrow(patch, layout, &space.patches, &mut space.low, crew);
         let parts = layout.parts(space.tokens.values_mut(), d, 0..d, layout.share(d, crew));
-        self.linear(&embedding.projection, layout, &space.patches, parts, Finish::Onto(Join::Add), crew);
+        self.linear(&embedding.projection, beside, layout, &space.patches, parts, ADD, crew);
     }
 
     fn is_cls_only(&self) -> bool {
@@ -192,18 +212,27 @@ impl Blocks {
     }
 
     /// `tokens += o(attention(norm1(tokens)))`. Returns how the tokens lie that are computed: all, or CLS alone.
-    fn attend(&self, block: &Block, layout: Layout, space: &mut Workspace, crew: &Crew) -> Layout {
+    fn attend(
+        &self,
+        block: &Block,
+        branches: Option<&[Branch; 2]>,
+        layout: Layout,
+        space: &mut Workspace,
+        crew: &Crew,
+    ) -> Layout {
         let Self { isa, .. } = *self;
         let Shape { tokens, width, .. } = self.shape;
         let d = self.shape.dim();
         let qkv = 3 * d;
+        let [qkv_branch, o_branch] = [0, 1].map(|n| branches.map(|branches| &branches[n]));
 
         let parts = layout.parts(space.normed.values_mut(), d, 0..d, d);
         self.norm(&block.norm1, layout, &space.tokens, parts, crew);
         let features = if block.cls_only { d..qkv } else { 0..qkv };
         let chunk = layout.share(features.len(), crew);
+        let beside = self.narrow(qkv_branch, layout, &space.normed, &mut space.low, crew);
         let parts = layout.parts(space.qkv.values_mut(), qkv, features.clone(), chunk);
-        self.linear(&block.qkv, layout, &space.normed, parts, Finish::Write(Activation::None), crew);
+        self.linear(&block.qkv, beside, layout, &space.normed, parts, WRITE, crew);
 
         if let Some(rope) = &block.rope {
             // CLS alone is not rotated.
@@ -232,8 +261,9 @@ impl Blocks {
                 cls.fill(&row, d, values.values_mut());
             }
             layout = cls;
+            let beside = self.narrow(qkv_branch, layout, &space.normed, &mut space.low, crew);
             let parts = layout.parts(space.qkv.values_mut(), qkv, 0..d, layout.share(d, crew));
-            self.linear(&block.qkv, layout, &space.normed, parts, Finish::Write(Activation::None), crew);
+            self.linear(&block.qkv, beside, layout, &space.normed, parts, WRITE, crew);
         }
 
         let mut attention = space.attention.chunks_mut(tokens);
@@ -251,7 +281,7 @@ impl Blocks {
             let queries = &projected[layout.start(part.panel, qkv) + part.first * lanes..][..width * lanes];
             let keys = keys[head * padded * width..].chunks_exact(width * columns);
             for (tile, keys) in scores.chunks_exact_mut(kernel.tile()).zip(keys) {
-                kernel.multiply(queries, keys, &NONE[..columns], tile);
+                kernel.multiply([(queries, keys)], &NONE[..columns], tile);
             }
             let scores = &mut scores[..tokens * lanes];
             let mut inverse = [0.0; TILE];
@@ -262,13 +292,14 @@ impl Blocks {
             }
             let values = values[head * width * tokens..].chunks_exact(tokens * columns);
             for (tile, values) in part.values.chunks_exact_mut(kernel.tile()).zip(values) {
-                kernel.multiply(scores, values, &NONE[..columns], tile);
+                kernel.multiply([(scores, values)], &NONE[..columns], tile);
             }
             isa.with_vector(lanes, Scale { lanes, factors: &inverse, x: part.values });
         });
 
+        let beside = self.narrow(o_branch, layout, &space.mixed, &mut space.low, crew);
         let parts = layout.parts(space.tokens.values_mut(), d, 0..d, layout.share(d, crew));
-        self.linear(&block.o, layout, &space.mixed, parts, Finish::Onto(Join::Add), crew);
+        self.linear(&block.o, beside, layout, &space.mixed, parts, ADD, crew);
         layout
     }
 
@@ -280,7 +311,7 @@ impl Blocks {
         let mut inner = |layer: &Linear, finish: Finish| {
             let chunk = layout.share(hidden, crew);
             let parts = layout.parts(space.hidden.values_mut(), hidden, 0..hidden, chunk);
-            self.linear(layer, layout, &space.normed, parts, finish, crew);
+            self.linear(layer, None, layout, &space.normed, parts, finish, crew);
         };
         let last = match &block.mlp {
             Mlp::Gelu { fc1, fc2 } => {
@@ -298,7 +329,7 @@ impl Blocks {
             }
         };
         let parts = layout.parts(space.tokens.values_mut(), d, 0..d, layout.share(d, crew));
-        self.linear(last, layout, &space.hidden, parts, Finish::Onto(Join::Add), crew);
+        self.linear(last, None, layout, &space.hidden, parts, ADD, crew);
     }
 
     fn norm(&self, norm: &NormWeights, layout: Layout, tokens: &Aligned, parts: Vec<Part<'_>>, crew: &Crew) {
@@ -311,10 +342,31 @@ impl Blocks {
         });
     }
 
-    /// Writes `finish` of the layer's products with the panels of `input` into `parts`.
+    /// What a layer's branch, if it has one, makes of the panels of `input`.
+    fn narrow<'a>(
+        &self,
+        branch: Option<&'a Branch>,
+        layout: Layout,
+        input: &Aligned,
+        low: &'a mut Aligned,
+        crew: &Crew,
+    ) -> Option<(&'a Branch, &'a Aligned)> {
+        let branch = branch?;
+        let width = branch.down.bias.len();
+        let parts = layout.parts(low.values_mut(), width, 0..width, width);
+        self.linear(&branch.down, None, layout, input, parts, WRITE, crew);
+        Some((branch, low))
+    }
+
+    /// Writes `finish` of the layer's products with the panels of `input` into `parts`; `beside` is what [`Self::narrow`] gives for it.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "a product's operands, where they lie, and what becomes of it"
+    )]
     fn linear(
         &self,
         layer: &Linear,
+        beside: Option<(&Branch, &Aligned)>,
         layout: Layout,
         input: &Aligned,
         parts: Vec<Part<'_>>,
@@ -332,15 +384,22 @@ impl Blocks {
                 let feature = part.first + n * columns;
                 let weights = &layer.packed.values()[feature * layer.inputs..][..layer.inputs * columns];
                 let bias = &layer.bias[feature..][..columns];
+                let product = |tile: &mut [f32]| match beside {
+                    None => kernel.multiply([(tokens, weights)], bias, tile),
+                    Some((branch, low)) => {
+                        let beside = branch.operands(layout, part.panel, low, feature);
+                        kernel.multiply([(tokens, weights), beside], bias, tile);
+                    }
+                };
                 match finish {
                     Finish::Write(activation) => {
-                        kernel.multiply(tokens, weights, bias, out);
+                        product(out);
                         if activation != Activation::None {
                             isa.with_vector(lanes, Activate { activation, x: out });
                         }
                     }
                     Finish::Onto(join) => {
-                        kernel.multiply(tokens, weights, bias, tile);
+                        product(tile);
                         isa.with_vector(lanes, Joined { join, x: out, other: tile });
                     }
                 }

@@ -7,7 +7,7 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::{DimLike, Factoid};
 
 use self::multithread::{Executor, multithread_tract_scope};
-use super::blocks::{Blocks, Crew, Stack, Workspace};
+use super::blocks::{Blocks, Crew, Workspace};
 use super::{EngineError, Plan, failed, plan, unusable, values};
 
 /// What encodes the slices of a view, shared by all of its encoders.
@@ -19,6 +19,15 @@ pub(super) struct EncoderPlan {
     pub(super) dim: usize,
     /// Width of the attention.
     pub(super) patches: usize,
+}
+
+/// Blocks that are not in the model.
+pub(super) struct Fused {
+    /// The input whose slices they encode.
+    pub(super) slices: String,
+    /// The model's inputs that they give.
+    pub(super) ends: Vec<String>,
+    pub(super) blocks: Blocks,
 }
 
 enum Way {
@@ -34,7 +43,7 @@ impl EncoderPlan {
         model: &InferenceModel,
         input: OutletId,
         cut: &[OutletId; 2],
-        fused: Option<(Stack, Blocks)>,
+        fused: Option<Fused>,
     ) -> Result<Self, EngineError> {
         let fact: Vec<_> =
             model.outlet_fact(input).map_err(unusable)?.shape.dims().map(Factoid::concretize).collect();
@@ -48,10 +57,10 @@ impl EncoderPlan {
         }
         let (last, blocks) = match fused {
             None => (part(model, &[(input, vec![1, 3, size[0], size[1]])], cut)?, None),
-            Some((stack, blocks)) => {
+            Some(Fused { ends: names, blocks, .. }) => {
                 let mut ends = Vec::new();
-                for (name, shape) in stack.ends().zip(blocks.shapes()) {
-                    let named = model.inputs.iter().find(|input| model.node(input.node).name == name);
+                for (name, shape) in names.iter().zip(blocks.shapes()) {
+                    let named = model.inputs.iter().find(|input| model.node(input.node).name == *name);
                     ends.push((*named.ok_or_else(|| unusable(format!("no tensor {name}")))?, shape));
                 }
                 (part(model, &ends, cut)?, Some(blocks))

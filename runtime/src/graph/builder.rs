@@ -149,7 +149,7 @@ impl Builder {
 
     /// `x weightᵀ + bias` with `weight` `[out, in]`.
     pub(super) fn linear(&mut self, name: &str, x: &str, weight: &Tensor, bias: &Tensor) -> String {
-        let weight = self.constant(&format!("{name}.weight"), &transposed(weight));
+        let weight = self.constant(&format!("{name}.weight"), &weight.transposed());
         let product = self.node("MatMul", &format!("{name}.product"), &[x, &weight]);
         let bias = self.constant(&format!("{name}.bias"), bias);
         self.node("Add", name, &[&product, &bias])
@@ -254,16 +254,6 @@ impl Builder {
             ..Default::default()
         }
     }
-}
-
-/// `[m, n]` to `[n, m]`.
-pub(super) fn transposed(tensor: &Tensor) -> Tensor {
-    let [m, n] = tensor.shape[..] else { return tensor.clone() };
-    let mut data = Vec::with_capacity(m * n);
-    for j in 0..n {
-        data.extend((0..m).map(|i| tensor.data[i * n + j]));
-    }
-    Tensor::new([n, m], data)
 }
 
 fn integer(name: &str, i: i64) -> onnx::AttributeProto {

@@ -3,7 +3,7 @@
 use firmware_config::MissingViews;
 
 use super::builder::Builder;
-use super::{CLS_ATTENTION, GRID_PROPERTY, GraphError, GraphMeta, attend, classify, encode, grid};
+use super::{CLS_ATTENTION, GRID_PROPERTY, GraphError, GraphMeta, Part, attend, classify, encode, grid};
 use crate::backbone::{Backbone, Tensor, Tensors};
 use crate::engine::onnx::ModelProto;
 
@@ -40,9 +40,31 @@ impl StudyGraph {
     pub fn view(
         &mut self,
         name: &str,
+        backbone: Backbone,
+        query: &Tensor,
+        size: [usize; 2],
+    ) -> Result<(), GraphError> {
+        self.write_view(name, backbone, query, size, false)
+    }
+
+    /// As [`Self::view`], without the blocks: see [`super::after_blocks`].
+    pub fn view_after_blocks(
+        &mut self,
+        name: &str,
+        backbone: Backbone,
+        query: &Tensor,
+        size: [usize; 2],
+    ) -> Result<(), GraphError> {
+        self.write_view(name, backbone, query, size, true)
+    }
+
+    fn write_view(
+        &mut self,
+        name: &str,
         mut backbone: Backbone,
         query: &Tensor,
         size: [usize; 2],
+        after_blocks: bool,
     ) -> Result<(), GraphError> {
         let [gh, gw] = grid(&backbone.arch, size)?;
         let (n, symbol) = (|part: &str| of_view(part, name), format!("S{}", self.pooled.len()));
@@ -51,7 +73,8 @@ impl StudyGraph {
         self.dim = backbone.arch.dim;
         self.backbone_sha256.clone_from(&backbone.sha256);
         b.scope(name);
-        let encoded = encode(b, &mut backbone, &slices, size, [gh, gw], false);
+        let part = if after_blocks { Part::AfterBlocks(&symbol) } else { Part::Encoder };
+        let encoded = encode(b, &mut backbone, &slices, size, [gh, gw], part);
         b.rename(&encoded.embedding, &embeddings);
         b.rename(&encoded.attention, &attention);
         let [weights, pooled] = attend(b, "pool", query, &embeddings, None);

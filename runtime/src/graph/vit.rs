@@ -1,11 +1,11 @@
 //! The vision transformer as ONNX nodes.
 
-use super::builder::{Builder, transposed};
+use super::builder::Builder;
 use super::layers::{Take, linear_scaled, mlp, norm};
-use super::{Encoded, pool};
+use super::{Encoded, Part, SLICES, block_ends, pool};
 use crate::backbone::{Arch, Backbone, Embedding, Rope, Tensor, Vit};
 
-/// Writes the encoder for `slices`, the name of `[S, 3, H, W]`. Where CLS is the embedding and `patches` are not asked for, the last block
+/// Writes the encoder for `slices`, the name of `[S, 3, H, W]`. Where CLS is the embedding and patches are not asked for, the last block
 /// computes nothing but its row.
 pub(super) fn encode(
     b: &mut Builder,
@@ -13,8 +13,65 @@ pub(super) fn encode(
     vit: &Vit,
     slices: &str,
     grid: [usize; 2],
-    patches: bool,
+    part: Part<'_>,
 ) -> Encoded {
+    let arch = backbone.arch.clone();
+    let (d, count) = (arch.dim, grid[0] * grid[1]);
+    let has_cls = vit.embedding == Embedding::Cls;
+    let before = if has_cls { 1 + vit.registers } else { 0 };
+    let tokens = before + count;
+    let patches = part == Part::WithPatches;
+    let [x, attention] = if let Part::AfterBlocks(symbol) = part {
+        let ends = block_ends(slices);
+        let rows = if has_cls { 1 } else { tokens };
+        b.input(&ends[0], &[None, Some(rows), Some(d)], symbol);
+        if has_cls {
+            b.input(&ends[1], &[None, Some(vit.heads), Some(1), Some(tokens)], symbol);
+        }
+        ends
+    } else {
+        write_blocks(b, backbone, vit, slices, grid, patches)
+    };
+    let mut take = Take(&mut backbone.tensors);
+    let x = norm(b, &mut take, "norm", &x, arch.norm_eps);
+    if !has_cls {
+        let (embedding, attention) = pool::write(b, &mut take, &arch, vit, &x, count);
+        return Encoded { embedding, attention, patch: Some(x) };
+    }
+
+    // `attention` is [S, heads, rows, T]; CLS is row 0, and its own and the registers' columns are dropped.
+    let row = if patches { b.slice("attention.row", &attention, 2, 0, 1) } else { attention };
+    let mean = b.mean("attention.mean", &row, 1);
+    let columns = b.slice("attention.patches", &mean, 2, before, tokens);
+    let attention = b.reshape("attention.flat", &columns, &[-1, count as i64]);
+    let (cls, patch) = if patches {
+        (b.slice("norm.cls", &x, 1, 0, 1), Some(b.slice("norm.patch", &x, 1, before, tokens)))
+    } else {
+        (x, None)
+    };
+    let embedding = b.reshape("norm.flat", &cls, &[-1, d as i64]);
+    Encoded { embedding, attention, patch }
+}
+
+/// Writes the blocks for `slices` as [`encode`] does, and makes outputs of what they give, see [`block_ends`].
+pub(super) fn blocks(b: &mut Builder, backbone: &mut Backbone, vit: &Vit, slices: &str, grid: [usize; 2]) {
+    let given = write_blocks(b, backbone, vit, slices, grid, false);
+    let count = if vit.embedding == Embedding::Cls { 2 } else { 1 };
+    for (given, end) in given.iter().zip(block_ends(slices)).take(count) {
+        b.rename(given, &end);
+        b.output(&end, &[None], SLICES);
+    }
+}
+
+/// Patches to tokens, and all blocks: gives the names of the tokens, and of the last block's attention.
+fn write_blocks(
+    b: &mut Builder,
+    backbone: &mut Backbone,
+    vit: &Vit,
+    slices: &str,
+    grid: [usize; 2],
+    patches: bool,
+) -> [String; 2] {
     let arch = backbone.arch.clone();
     let (d, count) = (arch.dim, grid[0] * grid[1]);
     let has_cls = vit.embedding == Embedding::Cls;
@@ -43,24 +100,7 @@ pub(super) fn encode(
         let block = Block { name, arch: &arch, vit, tokens, rows, rope: rope.as_ref() };
         (x, attention) = block.write(b, &mut take, &x);
     }
-    let x = norm(b, &mut take, "norm", &x, arch.norm_eps);
-    if !has_cls {
-        let (embedding, attention) = pool::write(b, &mut take, &arch, vit, &x, count);
-        return Encoded { embedding, attention, patch: Some(x) };
-    }
-
-    // `attention` is [S, heads, rows, T]; CLS is row 0, and its own and the registers' columns are dropped.
-    let row = if patches { b.slice("attention.row", &attention, 2, 0, 1) } else { attention };
-    let mean = b.mean("attention.mean", &row, 1);
-    let columns = b.slice("attention.patches", &mean, 2, before, tokens);
-    let attention = b.reshape("attention.flat", &columns, &[-1, count as i64]);
-    let (cls, patch) = if patches {
-        (b.slice("norm.cls", &x, 1, 0, 1), Some(b.slice("norm.patch", &x, 1, before, tokens)))
-    } else {
-        (x, None)
-    };
-    let embedding = b.reshape("norm.flat", &cls, &[-1, d as i64]);
-    Encoded { embedding, attention, patch }
+    [x, attention]
 }
 
 /// Which rows of the token stream a block computes.
@@ -164,8 +204,8 @@ impl Rotation {
             axis: 3,
         };
         let keys = Tables {
-            cos: b.constant("rope.keys.cos", &transposed(&cos)),
-            sin: b.constant("rope.keys.sin", &transposed(&sin)),
+            cos: b.constant("rope.keys.cos", &cos.transposed()),
+            sin: b.constant("rope.keys.sin", &sin.transposed()),
             axis: 2,
         };
         Self { queries, keys }

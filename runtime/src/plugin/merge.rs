@@ -1,9 +1,10 @@
-//! Factors into weights: `W' = W + (alpha / r) B A`.
+//! Factors into weights: `W' = W + (alpha / r) B A`; or beside them, where the weights are other tasks' too.
 
 use firmware_config::{AttentionLora, LoraSpec};
 
 use super::PluginError;
-use crate::backbone::{Arch, Backbone, Tensor, Tensors};
+use crate::backbone::{Arch, Backbone, Body, Tensor, Tensors};
+use crate::engine::{Factors, LayerFactors};
 
 /// What the names of a view's tensors begin with, in a plugin of several views.
 fn prefix(view: &str) -> String {
@@ -96,6 +97,51 @@ pub fn merge(backbone: &mut Backbone, content: &Tensors, lora: &LoraSpec) -> Res
         adapt(&format!("blocks.{n}.o.weight"), &format!("blocks.{n}.o"), 0..d);
     }
     Ok(())
+}
+
+/// The factors of `content`, of one view, as they are computed beside the weights, after checking every name and shape. What a graph
+/// folds into a layer is folded into its `B`: `alpha / r`, `1 / sqrt(head width)` of the queries, the LayerScale after the attention.
+/// `None` on a backbone that is no vision transformer.
+///
+/// `backbone` needs no tensors but its LayerScales.
+pub(crate) fn side_factors(
+    backbone: &Backbone,
+    content: &Tensors,
+    lora: &LoraSpec,
+) -> Result<Option<Factors>, PluginError> {
+    let labels = content.get("head.weight").and_then(|t| t.shape.first().copied()).unwrap_or(0);
+    check(&backbone.arch, content, lora, labels, &[])?;
+    let Body::Vit(vit) = &backbone.arch.body else { return Ok(None) };
+    let d = backbone.arch.dim;
+    let factor = |name: &str| content[&format!("lora.{name}")].clone();
+    // Rows of B, each times what its layer's output is multiplied by.
+    let scaled = |mut b: Tensor, of_row: &dyn Fn(usize) -> f32| {
+        for (row, values) in b.data.chunks_exact_mut(lora.rank).enumerate() {
+            for x in values {
+                *x *= lora.scale() * of_row(row);
+            }
+        }
+        b
+    };
+    let query = 1.0 / ((d / vit.heads) as f32).sqrt();
+    let block = |n: usize| {
+        let of = |part: &str| format!("blocks.{n}.{part}");
+        let parts: &[&str] = match lora.attention {
+            AttentionLora::Fused => &["qkv"],
+            AttentionLora::Separate => &["q", "k", "v"],
+        };
+        let all = |letter: &str| -> Vec<Tensor> {
+            parts.iter().map(|part| factor(&of(&format!("{part}.{letter}")))).collect()
+        };
+        let b = all("B").into_iter().flat_map(|b| b.data).collect();
+        let b = scaled(Tensor::new([3 * d, lora.rank], b), &|row| if row < d { query } else { 1.0 });
+        let qkv = LayerFactors { a: all("A"), b };
+        let layer_scale = backbone.tensors.get(&of("scale1"));
+        let b = scaled(factor(&of("o.B")), &|row| layer_scale.map_or(1.0, |scale| scale.data[row]));
+        [qkv, LayerFactors { a: vec![factor(&of("o.A"))], b }]
+    };
+    let patch = LayerFactors { a: vec![factor("patch.A")], b: scaled(factor("patch.B"), &|_| 1.0) };
+    Ok(Some(Factors { patch, blocks: (0..vit.depth).map(block).collect() }))
 }
 
 /// Checks that `content` is what [`expected_content`] lists.

@@ -14,7 +14,7 @@ pub(crate) fn sample() -> TaskResult {
             isa: "x86_64+avx2+fma".into(),
             kernels: "tract".into(),
             precision: "f32".into(),
-            mode: "merged".into(),
+            mode: crate::engine::Mode::Merged,
             threads: 2,
         },
         build: "scanside 1.2.3".into(),

@@ -8,7 +8,6 @@
 use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -16,9 +15,9 @@ use firmware_config::device::TaskRules;
 use firmware_config::{Manifest, Rules, Task};
 
 use crate::Error;
-use crate::engine::EngineInfo;
+use crate::engine::{EngineInfo, Mode};
 use crate::gate::{GateLimits, GateReport};
-use crate::infer::{Context, LoadedTask, PluginRef};
+use crate::infer::{Context, LoadedTask, Loader, PluginRef};
 use crate::ingest::rules::{
     Decision, ObservedSeries, StudyDecision, decide_for, decide_study_for, may_accept,
 };
@@ -29,8 +28,7 @@ use crate::volume::Header;
 /// See the module's description.
 pub struct Tasks {
     slots: Slots,
-    backbone: PathBuf,
-    threads: usize,
+    loader: Arc<Loader>,
     table: RwLock<BTreeMap<String, Entry>>,
     /// The candidates that run beside them.
     shadows: RwLock<BTreeMap<String, Candidate>>,
@@ -73,7 +71,7 @@ impl Unfit {
     /// The result that says so; none where nothing is known of the plugin.
     pub fn refusal(&self, input: &Input, context: &Context) -> Option<TaskResult> {
         let (manifest, Placed { sha256, task, target }) = self.plugin.as_ref()?;
-        let (target, engine) = (target.as_ref(), EngineInfo::here(self.threads));
+        let (target, engine) = (target.as_ref(), EngineInfo::here(Mode::Merged, self.threads));
         let plugin = PluginRef { manifest, plugin_sha256: sha256, target, engine };
         let reason = format!("task {} cannot be run on this device: {}", task.name, self.reason);
         Some(plugin.refusal(input, reason, context))
@@ -96,11 +94,10 @@ fn stamp(file: &Metadata) -> (u64, u64, i64, i64) {
 
 impl Tasks {
     /// Nothing is loaded before [`Self::refresh`].
-    pub fn new(slots: Slots, backbone: &Path, threads: usize, rules: &[TaskRules]) -> Self {
+    pub fn new(slots: Slots, loader: Arc<Loader>, rules: &[TaskRules]) -> Self {
         let this = Self {
             slots,
-            backbone: backbone.to_owned(),
-            threads,
+            loader,
             table: RwLock::default(),
             shadows: RwLock::default(),
             rules: RwLock::default(),
@@ -126,9 +123,22 @@ impl Tasks {
         let mut names = Vec::new();
         let mut changed = false;
         let slots = self.slots.list()?;
-        for Slot { name, state } in &slots {
-            let Some(stamp) = self.stamp(state) else { continue };
-            if before.get(name).is_none_or(|entry| entry.stamp != stamp) {
+        let running = |Slot { state, .. }: &Slot| {
+            let state = state.as_ref().ok();
+            state.map_or(0, |state| usize::from(state.active.is_some()) + usize::from(state.shadow.is_some()))
+        };
+        let running = slots.iter().map(running).sum();
+        let stamps = slots.iter().filter_map(|Slot { name, state }| Some((name, self.stamp(state)?)));
+        let stamps: Vec<_> = stamps.collect();
+        let is_new =
+            |(name, stamp): &(&String, Stamp)| before.get(*name).is_none_or(|entry| entry.stamp != *stamp);
+        let mut to_load = stamps.iter().filter(|stamp| is_new(stamp)).count();
+        for stamp in stamps {
+            let is_new = is_new(&stamp);
+            let (name, stamp) = stamp;
+            if is_new {
+                self.loader.expect(running, to_load);
+                to_load -= 1;
                 let state = self.load(name, &stamp);
                 // The next one takes its time, and this one is ready.
                 self.write_table().insert(name.clone(), Entry { stamp, state });
@@ -142,6 +152,7 @@ impl Tasks {
             table.retain(|name, _| names.contains(&name));
             changed |= table.len() != all;
         }
+        self.loader.expect(running, 1);
         self.refresh_shadows(&slots);
         Ok(changed)
     }
@@ -163,7 +174,7 @@ impl Tasks {
 
     fn load_candidate(&self, name: &str, placed: &Placed) -> Option<Arc<LoadedTask>> {
         let version = &placed.task.version;
-        match self.slots.load(placed, &self.backbone, self.threads) {
+        match self.slots.load(placed, &self.loader) {
             Ok(task) => {
                 tracing::info!(
                     task = name,
@@ -206,7 +217,7 @@ impl Tasks {
         limits: &GateLimits,
         go_on: &(dyn Fn() -> bool + Sync),
     ) -> Result<GateReport, Error> {
-        let promoted = self.slots.activate_while(task, &self.backbone, self.threads, limits, go_on);
+        let promoted = self.slots.activate_while(task, &self.loader, limits, go_on);
         promoted.map(|(_, report)| report)
     }
 
@@ -230,7 +241,7 @@ impl Tasks {
                 let plugin = self.slots.read(placed).ok()?;
                 Some((plugin.manifest, placed.clone()))
             });
-            Err(Arc::new(Unfit { reason, plugin, threads: self.threads }))
+            Err(Arc::new(Unfit { reason, plugin, threads: self.loader.threads }))
         };
         let placed = match stamp {
             Stamp::Unreadable(reason) => return unfit(reason.clone(), None),
@@ -242,7 +253,7 @@ impl Tasks {
         let shadow = self.candidate(name).filter(|candidate| candidate.placed == *placed);
         let loaded = match shadow.and_then(|candidate| candidate.task) {
             Some(task) => Ok(task),
-            None => self.slots.load(placed, &self.backbone, self.threads).map(Arc::new),
+            None => self.slots.load_active(placed, &self.loader).map(Arc::new),
         };
         match loaded {
             Ok(task) => {
@@ -282,7 +293,7 @@ impl Tasks {
         let Down { plugin, reason, at, .. } = self.slots.state(name).ok()??.down?;
         let manifest = self.slots.read(&plugin).ok()?.manifest;
         let reason = format!("it was taken down on {at}: {reason}");
-        Some(Unfit { reason, plugin: Some((manifest, plugin)), threads: self.threads })
+        Some(Unfit { reason, plugin: Some((manifest, plugin)), threads: self.loader.threads })
     }
 
     /// The active plugins that cannot be run, by the names of their tasks, and why not.

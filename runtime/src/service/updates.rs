@@ -16,6 +16,7 @@ use super::core::{Core, Queue, locked};
 use super::{ServiceError, spawn};
 use crate::Error;
 use crate::gate::GateLimits;
+use crate::infer::Loader;
 use crate::publish::follow::{self, Follow, Handle};
 use crate::publish::{Patience, endpoint, topic};
 use crate::slots::Slots;
@@ -46,7 +47,7 @@ impl Following {
     pub fn start(
         device: &Device,
         slots: &Slots,
-        threads: usize,
+        loader: &Arc<Loader>,
         core: &Arc<Core>,
         stopping: &Arc<Queue>,
     ) -> Result<Option<Self>, ServiceError> {
@@ -62,9 +63,8 @@ impl Following {
         let place = Place {
             site: device.site.clone(),
             device: device.device.clone(),
-            backbone: device.backbone.clone(),
+            loader: Arc::clone(loader),
             keep_free: device.store.min_free.0,
-            threads,
             gate: (&device.gate).into(),
         };
         let (stop, live) = (stopping.clone(), core.clone());

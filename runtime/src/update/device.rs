@@ -1,7 +1,6 @@
 //! A device that follows its desired state: one step after the other, each of which can be broken off at any instant.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use firmware_config::{
@@ -16,7 +15,7 @@ use super::{
 };
 use crate::Error;
 use crate::gate::GateLimits;
-use crate::infer::BUILD;
+use crate::infer::{BUILD, Loader};
 use crate::plugin::Plugin;
 use crate::slots::{Placed, ShadowRun, Slot, Slots, State};
 
@@ -27,12 +26,10 @@ pub struct Place {
     pub site: TopicLevel,
     /// Its name.
     pub device: TopicLevel,
-    /// The backbone that plugins are merged into, unless they name another one that was fetched for them.
-    pub backbone: PathBuf,
+    /// What loads plugins, for their golden cases.
+    pub loader: Arc<Loader>,
     /// Bytes that a backbone which is fetched leaves free on the disk.
     pub keep_free: u64,
-    /// Threads of the golden cases.
-    pub threads: usize,
     /// What the golden gate allows.
     pub gate: GateLimits,
 }
@@ -273,9 +270,9 @@ impl Updates {
                 self.bring_backbone(task, clock, told)?;
                 self.stage = Some((task.into(), Stage::Checking));
                 told(self.reported(clock));
-                let Place { backbone, threads, gate, .. } = &self.place;
+                let Place { loader, gate, .. } = &self.place;
                 let go_on = || !(self.stopping)();
-                self.slots.activate_while(task, backbone, *threads, gate, &go_on).map(drop)?;
+                self.slots.activate_while(task, loader, gate, &go_on).map(drop)?;
             }
             Action::Rollback => self.slots.rollback(task).map(drop)?,
             Action::TakeDown => {
@@ -321,7 +318,7 @@ impl Updates {
         let Some(repository) = self.repository.clone() else { return Ok(()) };
         let (slots, next) = (self.slots.clone(), self.slots.state(task)?);
         let Some(placed) = next.as_ref().and_then(State::next) else { return Ok(()) };
-        let Some(target) = lacking_backbone(&repository, &slots, placed, &self.place.backbone) else {
+        let Some(target) = lacking_backbone(&repository, &slots, placed, self.place.loader.backbone()) else {
             return Ok(());
         };
         let keep_free = self.place.keep_free;

@@ -88,26 +88,37 @@ impl Kernel {
         self.lanes * self.columns
     }
 
-    /// `tile[j, i] = bias[j] + sum over k of tokens[k, i] weights[k, j]`, in that order.
-    pub(super) fn multiply(&self, tokens: &[f32], weights: &[f32], bias: &[f32], tile: &mut [f32]) {
+    /// `tile[j, i] = bias[j] + sum over k of tokens[k, i] weights[k, j]`, in that order, for tokens and weights of one product after
+    /// another's.
+    pub(super) fn multiply<const P: usize>(
+        &self,
+        operands: [(&[f32], &[f32]); P],
+        bias: &[f32],
+        tile: &mut [f32],
+    ) {
         let Self { isa, lanes, columns } = *self;
-        let rows = tokens.len() / lanes;
-        let whole = (rows * lanes, rows * columns, columns, self.tile());
-        assert!(whole == (tokens.len(), weights.len(), bias.len(), tile.len()), "operands of one product");
-        isa.with_vector(lanes, Product { lanes, columns, tokens, weights, bias, tile });
+        for (tokens, weights) in operands {
+            let rows = tokens.len() / lanes;
+            assert!(
+                (rows * lanes, rows * columns) == (tokens.len(), weights.len()),
+                "operands of one product"
+            );
+        }
+        assert!((columns, self.tile()) == (bias.len(), tile.len()), "operands of one product");
+        isa.with_vector(lanes, Product { lanes, columns, operands, bias, tile });
     }
 }
 
-struct Product<'a> {
+struct Product<'a, const P: usize> {
     lanes: usize,
     columns: usize,
-    tokens: &'a [f32],
-    weights: &'a [f32],
+    /// Tokens and weights.
+    operands: [(&'a [f32], &'a [f32]); P],
     bias: &'a [f32],
     tile: &'a mut [f32],
 }
 
-impl WithVector for Product<'_> {
+impl<const P: usize> WithVector for Product<'_, P> {
     #[inline(always)]
     fn run<V: Vector>(self) {
         match (self.lanes / V::LANES, self.columns) {
@@ -122,7 +133,7 @@ impl WithVector for Product<'_> {
     }
 }
 
-impl Product<'_> {
+impl<const P: usize> Product<'_, P> {
     /// `C` columns of `N` vectors.
     #[inline(always)]
     #[allow(
@@ -134,16 +145,17 @@ impl Product<'_> {
         for c in 0..C {
             sums[c] = [V::splat(self.bias[c]); N];
         }
-        let rows = self.tokens.chunks_exact(N * V::LANES).zip(self.weights.as_chunks::<C>().0);
-        for (tokens, weights) in rows {
-            let mut row = [V::splat(0.0); N];
-            for n in 0..N {
-                row[n] = V::load(&tokens[n * V::LANES..]);
-            }
-            for c in 0..C {
-                let weight = V::splat(weights[c]);
+        for (tokens, weights) in self.operands {
+            for (tokens, weights) in tokens.chunks_exact(N * V::LANES).zip(weights.as_chunks::<C>().0) {
+                let mut row = [V::splat(0.0); N];
                 for n in 0..N {
-                    sums[c][n] = row[n].fused(weight, sums[c][n]);
+                    row[n] = V::load(&tokens[n * V::LANES..]);
+                }
+                for c in 0..C {
+                    let weight = V::splat(weights[c]);
+                    for n in 0..N {
+                        sums[c][n] = row[n].fused(weight, sums[c][n]);
+                    }
                 }
             }
         }
@@ -167,15 +179,20 @@ mod tests {
             for kernel in [main, rest] {
                 let Kernel { lanes, columns, .. } = kernel;
                 let rows = 37;
-                let a: Vec<f32> = (0..rows * lanes).map(|i| (i * 7 % 11) as f32 - 5.0).collect();
-                let b: Vec<f32> = (0..rows * columns).map(|i| (i * 5 % 13) as f32 - 6.0).collect();
+                let left: Vec<f32> = (0..rows * lanes).map(|i| (i * 7 % 11) as f32 - 5.0).collect();
+                let right: Vec<f32> = (0..rows * columns).map(|i| (i * 5 % 13) as f32 - 6.0).collect();
                 let mut found = vec![f32::NAN; kernel.tile()];
                 let bias: Vec<f32> = (0..columns).map(|j| j as f32).collect();
-                kernel.multiply(&a, &b, &bias, &mut found);
+                kernel.multiply([(&left, &right)], &bias, &mut found);
+                // In two parts, which is the same.
+                let ((a, more_a), (b, more_b)) = (left.split_at(30 * lanes), right.split_at(30 * columns));
+                let mut parts = vec![f32::NAN; kernel.tile()];
+                kernel.multiply([(a, b), (more_a, more_b)], &bias, &mut parts);
+                assert_eq!(parts, found);
                 for (at, found) in found.iter().enumerate() {
                     let (j, i) = (at / lanes, at % lanes);
                     // Whole numbers, so that every order of summing gives the same.
-                    let product: f32 = (0..rows).map(|k| a[k * lanes + i] * b[k * columns + j]).sum();
+                    let product: f32 = (0..rows).map(|k| left[k * lanes + i] * right[k * columns + j]).sum();
                     let off = found - (product + bias[j]);
                     assert!(off.abs() < f32::EPSILON, "{lanes}x{columns} at {i}, {j}: off by {off}");
                 }

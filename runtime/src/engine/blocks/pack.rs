@@ -9,25 +9,38 @@ use super::recognize::{self, Found, Layer, Norm, Stack};
 use super::vector::Isa;
 use super::{Block, Blocks, Embedding, Linear, Mlp, NormWeights, Shape};
 use crate::engine::onnx::{GraphProto, TensorProto};
+use crate::tensor::Tensor;
+
+/// Packed layers by the names of their constants.
+#[derive(Default)]
+pub(in crate::engine) struct Layers(HashMap<Vec<Layer>, Arc<Linear>>);
 
 /// Takes what is recognized out of the graph, to be computed by this machine's instructions. What it gives is an input of the graph then.
 pub(in crate::engine) fn take_blocks(graph: &mut GraphProto) -> Vec<(Stack, Blocks)> {
-    take_blocks_for(Isa::here(), graph)
+    take_blocks_for(Isa::here(), graph, &mut Layers::default())
 }
 
-/// As [`take_blocks`], for instructions that this machine has.
-pub(super) fn take_blocks_for(isa: Isa, graph: &mut GraphProto) -> Vec<(Stack, Blocks)> {
+/// As [`take_blocks`], of one of the graphs that have the same layers under the same names: those in `layers` are not packed again.
+pub(in crate::engine) fn take_more_blocks(
+    graph: &mut GraphProto,
+    layers: &mut Layers,
+) -> Vec<(Stack, Blocks)> {
+    take_blocks_for(Isa::here(), graph, layers)
+}
+
+/// As [`take_more_blocks`], for instructions that this machine has.
+pub(super) fn take_blocks_for(isa: Isa, graph: &mut GraphProto, layers: &mut Layers) -> Vec<(Stack, Blocks)> {
     let stacks: Vec<_> = recognize::stacks(graph)
         .into_iter()
         .filter_map(|stack| Some((Plan::of(isa, &stack)?, stack)))
         .collect();
     recognize::remove(graph, stacks.iter().map(|(_, stack)| stack));
-    let mut pack = Pack::new(graph, stacks.iter().map(|(_, stack)| stack));
+    let mut pack = Pack::new(graph, stacks.iter().map(|(_, stack)| stack), layers);
     let packed = stacks.into_iter().map(|(plan, stack)| {
         let chain = stack.blocks.iter().map(|block| pack.block(plan.layout, block)).collect();
         let Plan { shape, layout } = plan;
-        let embedding = pack.embedding(layout, &stack.embedding);
-        (stack, Blocks { shape, layout, isa, embedding, chain })
+        let embedding = Arc::new(pack.embedding(layout, &stack.embedding));
+        (stack, Blocks { shape, layout, isa, embedding, chain, branches: None })
     });
     let packed = packed.collect();
     recognize::remove_unread(graph);
@@ -63,12 +76,16 @@ struct Pack<'a> {
     graph: &'a mut GraphProto,
     /// How often each constant will be asked for, yet.
     uses: HashMap<String, usize>,
-    linears: HashMap<Vec<Layer>, Arc<Linear>>,
+    layers: &'a mut Layers,
     ropes: HashMap<[String; 2], Arc<[Vec<f32>; 2]>>,
 }
 
 impl<'a> Pack<'a> {
-    fn new<'s>(graph: &'a mut GraphProto, stacks: impl Iterator<Item = &'s Stack>) -> Self {
+    fn new<'s>(
+        graph: &'a mut GraphProto,
+        stacks: impl Iterator<Item = &'s Stack>,
+        layers: &'a mut Layers,
+    ) -> Self {
         let mut uses = HashMap::new();
         for layer in stacks.flat_map(|stack| &stack.blocks).flat_map(Found::layers) {
             *uses.entry(layer.weight.clone()).or_default() += 1;
@@ -76,7 +93,7 @@ impl<'a> Pack<'a> {
         for input in graph.node.iter().flat_map(|node| &node.input) {
             uses.entry(input.clone()).and_modify(|uses| *uses += 1);
         }
-        Self { graph, uses, linears: HashMap::new(), ropes: HashMap::new() }
+        Self { graph, uses, layers, ropes: HashMap::new() }
     }
 
     fn block(&mut self, layout: Layout, found: &Found) -> Block {
@@ -108,10 +125,13 @@ impl<'a> Pack<'a> {
         recognize::floats(self.constant(name))
     }
 
+    fn matrix(&mut self, name: &str, rows: usize) -> Tensor {
+        let values = self.floats(name);
+        Tensor::new([rows, values.len() / rows], values)
+    }
+
     fn embedding(&mut self, layout: Layout, found: &recognize::Embedding) -> Embedding {
         let d = self.floats(&found.bias).len();
-        // As a linear layer's `[in, out]`; its bias goes into the table, since the tokens before the patches' have none.
-        let weight = transposed(&self.floats(&found.weight), d);
         let bias = self.floats(&found.bias);
         let mut rows = self.floats(&found.table);
         for row in rows.chunks_exact_mut(d).skip(found.before) {
@@ -119,12 +139,24 @@ impl<'a> Pack<'a> {
         }
         let mut table = vec![0.0; layout.lanes() * d];
         layout.fill(&rows, d, &mut table);
-        let inputs = weight.len() / d;
-        let mut packed = Aligned::new(weight.len());
-        layout.pack(&weight, inputs, packed.values_mut());
-        let projection = Arc::new(Linear { packed, bias: vec![0.0; d], inputs });
+        let projection = self.projection(layout, found, d);
         let recognize::Embedding { slice, patch, before, .. } = *found;
         Embedding { slice, patch, before, projection, table }
+    }
+
+    /// As a linear layer; its bias goes into the table, since the tokens before the patches' have none.
+    fn projection(&mut self, layout: Layout, found: &recognize::Embedding, d: usize) -> Arc<Linear> {
+        let name = vec![Layer { weight: found.weight.clone(), bias: found.bias.clone() }];
+        if let Some(known) = self.layers.0.get(&name) {
+            return Arc::clone(known);
+        }
+        let weight = self.matrix(&found.weight, d).transposed();
+        let inputs = weight.shape[0];
+        let mut packed = Aligned::new(weight.data.len());
+        layout.pack(&weight.data, inputs, packed.values_mut());
+        let projection = Arc::new(Linear { packed, bias: vec![0.0; d], inputs });
+        self.layers.0.insert(name, Arc::clone(&projection));
+        projection
     }
 
     fn norm(&mut self, norm: &Norm) -> NormWeights {
@@ -135,7 +167,7 @@ impl<'a> Pack<'a> {
     /// Layers of one input, their outputs one after another.
     fn linear(&mut self, layout: Layout, layers: &[&Layer]) -> Arc<Linear> {
         let name: Vec<Layer> = layers.iter().map(|&layer| layer.clone()).collect();
-        let known = self.linears.get(&name).cloned();
+        let known = self.layers.0.get(&name).cloned();
         let linear = known.unwrap_or_else(|| {
             let bias: Vec<f32> = layers.iter().flat_map(|layer| self.floats(&layer.bias)).collect();
             let inputs = self.constant(&layers[0].weight).dims[0] as usize;
@@ -156,7 +188,7 @@ impl<'a> Pack<'a> {
                 self.constant(&layer.weight).raw_data = Vec::new();
             }
         }
-        self.linears.entry(name).or_insert(linear).clone()
+        self.layers.0.entry(name).or_insert(linear).clone()
     }
 
     /// The tables `[width, T]` in panels of `width` features.
@@ -165,18 +197,12 @@ impl<'a> Pack<'a> {
             return Arc::clone(rope);
         }
         let rope = Arc::new(tables.each_ref().map(|name| {
-            let table = self.floats(name);
+            let table = self.matrix(name, width);
             let mut panels = vec![0.0; layout.lanes() * width];
-            layout.fill(&transposed(&table, width), width, &mut panels);
+            layout.fill(&table.transposed().data, width, &mut panels);
             panels
         }));
         self.ropes.insert(tables.clone(), Arc::clone(&rope));
         rope
     }
-}
-
-/// `[rows, n]` to `[n, rows]`.
-fn transposed(values: &[f32], rows: usize) -> Vec<f32> {
-    let n = values.len() / rows;
-    (0..n).flat_map(|j| (0..rows).map(move |i| values[i * n + j])).collect()
 }

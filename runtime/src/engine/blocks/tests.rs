@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use super::pack::take_blocks_for;
+use super::pack::{Layers, take_blocks_for};
+use super::recognize::Stack;
 use super::vector::Isa;
-use super::{Blocks, Crew, Stack};
+use super::{Blocks, Crew, Factors, LayerFactors};
 use crate::backbone::Backbone;
 use crate::engine::onnx::{self, GraphProto};
 use crate::graph::{GraphMeta, task_graph};
@@ -54,7 +55,7 @@ fn every_vision_transformer_is_recognized() {
         ("siglip_hf_98x84", 3, false),
     ] {
         let (mut graph, _) = case(name);
-        let stacks = take_blocks_for(Isa::here(), &mut graph);
+        let stacks = take_blocks_for(Isa::here(), &mut graph, &mut Layers::default());
         let [(stack, _)] = &stacks[..] else { panic!("{name}: {} stacks", stacks.len()) };
         assert_eq!((stack.blocks.len(), stack.attention.is_some()), (blocks, cls), "{name}");
         assert!(graph.initializer.iter().all(|constant| !constant.name.starts_with("blocks.")), "{name}");
@@ -69,7 +70,7 @@ type Change = fn(&mut GraphProto);
 fn no_other_network_is_recognized() {
     let (mut graph, _) = case("davit_timm_48x48");
     let before = graph.clone();
-    assert!(take_blocks_for(Isa::here(), &mut graph).is_empty());
+    assert!(take_blocks_for(Isa::here(), &mut graph, &mut Layers::default()).is_empty());
     assert_eq!(graph.node, before.node);
 
     // A block that does one thing otherwise, or that something else looks into, is none, and no chain goes on across it.
@@ -106,19 +107,38 @@ fn no_other_network_is_recognized() {
     for (what, change) in changes {
         let (mut graph, _) = case("dinov2reg4_timm_42x56");
         change(&mut graph);
-        let stacks = take_blocks_for(Isa::here(), &mut graph);
+        let stacks = take_blocks_for(Isa::here(), &mut graph, &mut Layers::default());
         let all: usize = stacks.iter().map(|(stack, _)| stack.blocks.len()).sum();
         assert!(all < 3, "{what}: {all} blocks");
     }
 }
 
+/// Factors of rank 3 for each layer; those of queries, keys and values are separate.
+fn factors(stack: &Stack, blocks: &Blocks) -> Factors {
+    let wave = |shape: [usize; 2]| {
+        let values = (0..shape[0] * shape[1]).map(|i| (i as f32 * 0.61).sin() * 0.1).collect();
+        Tensor::new(shape, values)
+    };
+    let layer = |parts: usize, inputs: usize, outputs: usize| LayerFactors {
+        a: vec![wave([3, inputs]); parts],
+        b: wave([outputs, 3]),
+    };
+    let d = blocks.shape.dim();
+    let patch = layer(1, blocks.embedding.projection.inputs, d);
+    Factors { patch, blocks: stack.blocks.iter().map(|_| [layer(3, d, 3 * d), layer(1, d, d)]).collect() }
+}
+
 #[test]
 fn instructions_and_threads_do_not_change_what_is_computed() {
-    for name in ["dinov2reg4_timm_42x56", "dinov3_fb_96x64", "vit_hf_96x80", "siglip_hf_98x84"] {
+    let names = ["dinov2reg4_timm_42x56", "dinov3_fb_96x64", "vit_hf_96x80", "siglip_hf_98x84"];
+    for (name, beside) in names.into_iter().flat_map(|name| [(name, false), (name, true)]) {
         let (graph, slice) = case(name);
-        let blocks = |isa: Isa| -> (Stack, Blocks) { take_blocks_for(isa, &mut graph.clone()).remove(0) };
+        let blocks = |isa: Isa| -> Blocks {
+            let (stack, blocks) = take_blocks_for(isa, &mut graph.clone(), &mut Layers::default()).remove(0);
+            if beside { blocks.beside(&factors(&stack, &blocks)) } else { blocks }
+        };
         let found: Vec<(Isa, Vec<f32>)> =
-            Isa::all().into_iter().map(|isa| (isa, run(&blocks(isa).1, &slice, 1))).collect();
+            Isa::all().into_iter().map(|isa| (isa, run(&blocks(isa), &slice, 1))).collect();
         for (isa, values) in &found {
             assert!(values.iter().all(|x| x.is_finite()));
             let off = values.iter().zip(&found[0].1).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
@@ -126,7 +146,7 @@ fn instructions_and_threads_do_not_change_what_is_computed() {
             let most = if format!("{isa:?}") == "Plain" { 1e-4 } else { 0.0 };
             assert!(off <= most, "{name} by {isa:?}: off by {off}");
         }
-        let blocks = blocks(Isa::here()).1;
+        let blocks = blocks(Isa::here());
         for threads in [2, 5] {
             assert_eq!(run(&blocks, &slice, threads), found[0].1, "{name} on {threads} threads");
         }

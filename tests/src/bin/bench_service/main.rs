@@ -12,7 +12,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use runtime::infer::LoadedTask;
+use firmware_config::device::Weights;
+use runtime::infer::{LoadedTask, Loader};
+use runtime::plugin::Plugin;
 use runtime::recipe::Prepared;
 use runtime::result::{Kind, TaskResult};
 use runtime::volume::{AxisCodes, Volume};
@@ -33,6 +35,8 @@ const MOST_SLICE_TIMES: f64 = 2.0;
 const MOST_IDLE_MB: f64 = 30.0;
 /// Of one core, in per cent.
 const MOST_IDLE_CPU: f64 = 1.0;
+/// Times a slice's with merged weights.
+const MOST_SHARED: f64 = 1.08;
 /// From the command's start to its end, golden cases aside, in seconds.
 const MOST_ACTIVATION_S: f64 = 2.0;
 /// As [`MOST_ACTIVATION_S`].
@@ -56,6 +60,7 @@ fn run() -> Result<()> {
     ensure!(flag == "--backbone", "{} is no flag; give --backbone FILE", flag.display());
     idle()?;
     four_scanners()?;
+    shared_weights(backbone.clone())?;
     last_slice(backbone)
 }
 
@@ -66,7 +71,7 @@ fn row(name: &str, unit: &str, value: f64, limit: f64, threads: usize) {
         "threads": threads,
     });
     println!("{row}");
-    eprintln!("  {name}: {value:.1} {unit} (promised: at most {limit:.1})");
+    eprintln!("  {name}: {value:.2} {unit} (promised: at most {limit:.2})");
 }
 
 /// Memory and processor time of a box that has nothing to do and no model.
@@ -232,6 +237,37 @@ fn switch(broker: &Mosquitto, fixture: &Fixture, on: &mut EdgeBox, slice_time: D
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+/// A slice through weights that tasks share, and one through merged weights, in turns.
+fn shared_weights(backbone: PathBuf) -> Result<()> {
+    let fixture = Fixture::on(backbone, tempfile::tempdir()?, |manifest| {
+        manifest.recipe.size = [224, 224];
+        manifest.lora.rank = 8;
+    });
+    for threads in [1, 2] {
+        let mut engines = Vec::new();
+        for weights in [Weights::Merged, Weights::Shared] {
+            let loader = Loader::new(&fixture.backbone, threads, weights);
+            let (plugin, sha256) = Plugin::read(&fixture.plugin)?;
+            engines.push(loader.load(plugin, sha256, &fixture.plugin, &fixture.backbone, true)?.engine);
+        }
+        let mut encoders =
+            engines.iter().map(|engine| engine.encoder(0, threads)).collect::<Result<Vec<_>, _>>()?;
+        let mut ratios = Vec::new();
+        for turn in 0..31 {
+            let mut times = [0.0; 2];
+            for at in [turn % 2, 1 - turn % 2] {
+                let start = Instant::now();
+                encoders[at].encode(|out| out.fill(0.5))?;
+                times[at] = start.elapsed().as_secs_f64();
+            }
+            ratios.push(times[1] / times[0]);
+        }
+        let name = "a slice, ViT-S/14 at 224, rank 8, with shared weights to one with merged weights";
+        row(name, "times", median(ratios), MOST_SHARED, threads);
+    }
+    Ok(())
 }
 
 /// Median time of one slice on one core, prepared and encoded.

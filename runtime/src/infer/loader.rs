@@ -1,0 +1,243 @@
+//! How tasks are loaded on a device: each with weights of its own, or on a backbone that they share.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::{fmt, fs};
+
+use firmware_config::device::Weights;
+
+use super::LoadedTask;
+use crate::Error;
+use crate::backbone::{Backbone, Body};
+use crate::engine::{Engine, Mode, SharedBlocks, SharedLayers};
+use crate::graph::{blocks_model, of_view, without_blocks};
+use crate::plugin::Plugin;
+
+/// See the module's description.
+///
+/// Tasks that share a backbone may differ in its number of blocks and in the size of their slices.
+pub struct Loader {
+    backbone: PathBuf,
+    /// Slices that a task encodes at a time.
+    pub threads: usize,
+    weights: Weights,
+    /// Tasks that run here, and those of them that are about to be loaded.
+    running: AtomicUsize,
+    to_load: AtomicUsize,
+    /// By SHA-256; each is dropped with the last task on it.
+    shared: Mutex<HashMap<String, Weak<SharedBackbone>>>,
+}
+
+impl fmt::Debug for Loader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loader").field("backbone", &self.backbone).finish_non_exhaustive()
+    }
+}
+
+impl Loader {
+    /// Loads tasks on the backbone in this file.
+    pub fn new(backbone: &Path, threads: usize, weights: Weights) -> Self {
+        let [running, to_load] = [1, 1].map(AtomicUsize::new);
+        Self { backbone: backbone.to_owned(), threads, weights, running, to_load, shared: Mutex::default() }
+    }
+
+    /// The backbone of the plugins that have none of their own.
+    pub fn backbone(&self) -> &Path {
+        &self.backbone
+    }
+
+    /// How many tasks are to run here, and how many of them are to be loaded from now on, which [`Weights::Auto`] goes by.
+    pub fn expect(&self, running: usize, to_load: usize) {
+        self.running.store(running.max(1), Ordering::Relaxed);
+        self.to_load.store(to_load.max(1), Ordering::Relaxed);
+    }
+
+    /// Loads a plugin that was read from `path`, on `backbone`. Where `known` says that its task graph was compared on this device
+    /// before, and that graph is not needed, it is not built again.
+    pub fn load(
+        &self,
+        plugin: Plugin,
+        plugin_sha256: String,
+        path: &Path,
+        backbone: &Path,
+        known: bool,
+    ) -> Result<LoadedTask, Error> {
+        if self.mode(&plugin, backbone) == Mode::Merged {
+            return LoadedTask::merge_read(backbone, plugin, plugin_sha256, path, self.threads);
+        }
+        if !known {
+            plugin.graph(Backbone::open(backbone)?)?;
+        }
+        let shared = self.shared(&plugin, backbone)?;
+        match shared.engine(&plugin, self.threads)? {
+            Some(engine) => {
+                let mut task = LoadedTask::of(plugin, plugin_sha256, engine, path)?;
+                task.shared = Some(shared);
+                Ok(task)
+            }
+            // Nothing that can be shared.
+            None => LoadedTask::merge_read(backbone, plugin, plugin_sha256, path, self.threads),
+        }
+    }
+
+    fn mode(&self, plugin: &Plugin, backbone: &Path) -> Mode {
+        match self.weights {
+            Weights::Merged => Mode::Merged,
+            Weights::Shared => Mode::Shared,
+            Weights::Auto if self.known(&plugin.manifest.backbone.sha256).is_some() => Mode::Shared,
+            Weights::Auto => {
+                let weights = fs::metadata(backbone).map_or(0, |file| file.len());
+                let copies = self.to_load.load(Ordering::Relaxed);
+                let mode = choose(self.running.load(Ordering::Relaxed), copies, weights, memory_at_hand());
+                if mode == Mode::Shared {
+                    tracing::info!(
+                        "the tasks share their backbone's weights, as memory is short for one copy each"
+                    );
+                }
+                mode
+            }
+        }
+    }
+
+    fn known(&self, sha256: &str) -> Option<Arc<SharedBackbone>> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).get(sha256)?.upgrade()
+    }
+
+    fn shared(&self, plugin: &Plugin, path: &Path) -> Result<Arc<SharedBackbone>, Error> {
+        let sha256 = &plugin.manifest.backbone.sha256;
+        if let Some(known) = self.known(sha256) {
+            return Ok(known);
+        }
+        let shared = Arc::new(SharedBackbone::open(path, plugin)?);
+        let mut all = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, shared| shared.strong_count() > 0);
+        all.insert(sha256.clone(), Arc::downgrade(&shared));
+        Ok(shared)
+    }
+}
+
+/// What [`Weights::Auto`] does: weights of its own for each task, unless the copies that are to be made would take more than half of
+/// the memory at hand. Loaded one after another, all that fitted at first still fit, so that they do not become a mixture.
+fn choose(running: usize, copies: usize, weights: u64, at_hand: Option<u64>) -> Mode {
+    let all = (copies as u64).saturating_mul(weights);
+    match at_hand {
+        Some(at_hand) if running > 1 && all > at_hand / 2 => Mode::Shared,
+        _ => Mode::Merged,
+    }
+}
+
+/// Bytes that this process may take yet: what Linux says is available, and what its control groups leave; none where neither is told.
+fn memory_at_hand() -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok();
+    let available = meminfo.and_then(|text| available(&text));
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    // Version 2: one line, with the group's path below the mount.
+    let group = own.lines().find_map(|line| line.strip_prefix("0::/")).map(Path::new);
+    let groups = group.into_iter().flat_map(Path::ancestors);
+    let read = |group: &Path, file: &str| -> Option<u64> {
+        let path = Path::new("/sys/fs/cgroup").join(group).join(file);
+        fs::read_to_string(path).ok()?.trim().parse().ok()
+    };
+    let left = |group: &Path| Some(read(group, "memory.max")?.saturating_sub(read(group, "memory.current")?));
+    groups.filter_map(left).chain(available).min()
+}
+
+/// `meminfo` as in /proc.
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// A backbone whose packed weights serve any number of tasks.
+pub(crate) struct SharedBackbone {
+    path: PathBuf,
+    /// What is needed of it beside the packed weights.
+    rest: Backbone,
+    packed: Mutex<Packed>,
+}
+
+#[derive(Default)]
+struct Packed {
+    layers: SharedLayers,
+    /// By number of blocks, and height and width of the slices; none where they cannot be shared.
+    blocks: HashMap<(usize, [usize; 2]), Option<SharedBlocks>>,
+}
+
+impl SharedBackbone {
+    fn open(path: &Path, plugin: &Plugin) -> Result<Self, Error> {
+        let backbone = Backbone::open(path)?;
+        plugin.check_backbone(&backbone)?;
+        let shared =
+            Self { path: path.to_owned(), rest: without_blocks(&backbone), packed: Mutex::default() };
+        // While it is at hand.
+        let depth = plugin.manifest.backbone.blocks.unwrap_or(backbone.arch.depth());
+        if let Some((_, recipe)) = plugin.manifest.inputs().first() {
+            shared.blocks(depth, recipe.size, Some(backbone))?;
+        }
+        Ok(shared)
+    }
+
+    /// The blocks for slices of that size, packed at the first time.
+    fn blocks(
+        &self,
+        depth: usize,
+        size: [usize; 2],
+        backbone: Option<Backbone>,
+    ) -> Result<Option<SharedBlocks>, Error> {
+        let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        let Packed { layers, blocks } = &mut *packed;
+        if let Some(known) = blocks.get(&(depth, size)) {
+            return Ok(known.clone());
+        }
+        let mut backbone = match backbone {
+            Some(backbone) => backbone,
+            None => Backbone::open(&self.path)?,
+        };
+        backbone.truncate(depth)?;
+        let model = blocks_model(backbone, size)?;
+        let of_size = model.and_then(|model| layers.pack(model));
+        blocks.insert((depth, size), of_size.clone());
+        Ok(of_size)
+    }
+
+    /// An engine on the shared weights; `None` where they cannot be shared.
+    fn engine(&self, plugin: &Plugin, threads: usize) -> Result<Option<Engine>, Error> {
+        let mut rest = self.rest.clone();
+        let depth = plugin.manifest.backbone.blocks.unwrap_or(rest.arch.depth());
+        rest.truncate(depth)?;
+        if !matches!(rest.arch.body, Body::Vit(_)) {
+            return Ok(None);
+        }
+        let Some((after, factors)) = plugin.beside(&rest)? else { return Ok(None) };
+        let mut views = Vec::new();
+        for ((name, recipe), factors) in plugin.manifest.inputs().into_iter().zip(factors) {
+            let Some(blocks) = self.blocks(depth, recipe.size, None)? else { return Ok(None) };
+            let slices = name.map_or("slices".to_owned(), |name| of_view("slices", name));
+            views.push((slices, blocks, factors));
+        }
+        Ok(Some(Engine::beside(after, views, threads)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_shared_where_copies_would_take_more_than_half_of_the_memory() {
+        let mb = 1 << 20;
+        assert_eq!(choose(1, 1, 88 * mb, Some(100 * mb)), Mode::Merged, "nobody to share with");
+        assert_eq!(choose(2, 2, 88 * mb, Some(400 * mb)), Mode::Merged);
+        assert_eq!(choose(3, 3, 88 * mb, Some(400 * mb)), Mode::Shared);
+        assert_eq!(choose(3, 1, 88 * mb, Some(400 * mb)), Mode::Merged, "one more");
+        assert_eq!(choose(3, 1, 88 * mb, Some(170 * mb)), Mode::Shared, "one more than fits");
+        assert_eq!(choose(16, 16, 88 * mb, None), Mode::Merged, "Linux does not tell");
+        let (tasks, weights) = (5, 88 * mb);
+        let all = (0..tasks).map(|n| choose(5, 5 - n, weights, Some(890 * mb - n as u64 * weights)));
+        assert!(all.into_iter().all(|mode| mode == Mode::Merged), "what fitted still fits");
+        assert_eq!(available("MemFree: 1 kB\nMemAvailable:    2 kB\n"), Some(2048));
+        assert!(memory_at_hand().is_none_or(|bytes| bytes > 0));
+    }
+}
