@@ -73,10 +73,8 @@ fn fetch(place: &Path) -> Result<String> {
         return Ok(python.to_owned());
     }
     let fresh = place.with_file_name(".aarch64-python.new");
-    for left in [place, &fresh] {
-        if left.exists() {
-            fs::remove_dir_all(left)?;
-        }
+    if fresh.exists() {
+        fs::remove_dir_all(&fresh)?;
     }
     let apt = Apt::new(&fresh.join("apt"))?;
     println!("  fetching CPython for arm64 (apt, 35 MB)");
@@ -102,6 +100,9 @@ fn fetch(place: &Path) -> Result<String> {
     }
     peers::fetch_for_aarch64(&python, &fresh.join("site"))?;
     fs::write(fresh.join(".stamp"), format!("{python}\n{stamp}"))?;
+    if place.exists() {
+        fs::remove_dir_all(place)?;
+    }
     fs::rename(&fresh, place)?;
     Ok(python)
 }
