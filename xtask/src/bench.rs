@@ -1,13 +1,14 @@
 //! Time and memory of the runtime beside onnxruntime and OpenVINO, and of a scan from its file beside the usual Python way, all taking turns
 //! in one session; and what the service promises.
 
-mod case;
-mod encoder;
+mod board;
+pub mod case;
+pub mod encoder;
 mod machine;
-mod row;
+pub mod row;
 mod turns;
 mod volume;
-mod worker;
+pub mod worker;
 
 use std::fs;
 use std::path::PathBuf;
@@ -40,6 +41,9 @@ pub struct Options {
     /// Also keep the JSON as docs/benchmarks/NAME.json
     #[arg(long, value_name = "NAME")]
     keep: Option<String>,
+    /// Time nothing: make a folder, target/board, that times the encoder on a machine of this kind, without Rust
+    #[arg(long = "for", value_name = "MACHINE", value_parser = ["aarch64"], exclusive = true)]
+    machine: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -72,17 +76,20 @@ impl Options {
 
 /// Runs the parts, prints a table and leaves `target/bench/bench.json`, after each part anew.
 pub fn run_chore(options: &Options) -> Result<()> {
+    if workspace::is_packed() && (options.machine.is_some() || options.only != [Part::Encoder]) {
+        bail!("this folder was packed for timing the encoder alone: leave out --only and --for");
+    }
+    if options.machine.is_some() {
+        return board::pack();
+    }
     let folder = workspace::target().join("bench");
     fs::create_dir_all(&folder)?;
     let mut report =
         Report { files: vec![folder.join("bench.json")], machine: Value::Null, rows: Vec::new() };
-    if let Some(name) = &options.keep {
-        if name.is_empty() || !name.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_".contains(&c)) {
-            bail!("--keep {name:?} is no plain name: use letters, digits, - and _");
-        }
-        report.files.push(root().join("docs/benchmarks").join(format!("{name}.json")));
+    report.files.extend(options.keep.as_deref().map(kept).transpose()?);
+    if !workspace::is_packed() {
+        step("System packages", || system::ensure(system::FOR_BUILD))?;
     }
-    step("System packages", || system::ensure(system::FOR_BUILD))?;
     let mut python = None;
     if options.has(Part::Encoder) || options.has(Part::Volume) {
         step("Peers", || {
@@ -106,6 +113,16 @@ pub fn run_chore(options: &Options) -> Result<()> {
         println!("written to {}", file.display());
     }
     Ok(())
+}
+
+/// Where `--keep NAME` keeps figures.
+pub fn kept(name: &str) -> Result<PathBuf> {
+    if name.is_empty() || !name.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_".contains(&c)) {
+        bail!("--keep {name:?} is no plain name: use letters, digits, - and _");
+    }
+    let folder = root().join("docs/benchmarks");
+    fs::create_dir_all(&folder)?;
+    Ok(folder.join(format!("{name}.json")))
 }
 
 /// What was found so far.

@@ -1,7 +1,7 @@
 //! `scanside` for devices, aarch64 and x86-64: built with Zig as linker and C++ compiler, so that it runs on any Linux with glibc
 //! 2.31 or newer (JetPack 5, Debian 11) and brings its own C++ runtime.
 
-mod debian;
+pub mod debian;
 pub mod elf;
 
 use std::fs;
@@ -84,18 +84,57 @@ pub fn run_chore() -> Result<()> {
 
 /// As [`run_chore`]; returns the test programs built as well.
 pub fn build(machine: Machine, tests: Tests) -> Result<Vec<PathBuf>> {
+    // The same packages whatever is built of them: cargo then picks the same features, and nothing is compiled twice.
+    let mut command = zigbuild(machine)?;
+    command.args(["--package", "runtime", "--package", "tests", "--bin", "scanside"]);
+    if tests == Tests::All {
+        command.args(["--test", "*"]);
+    }
+    println!("  {}", shown(&command));
+    run(&mut command)?;
+
+    let built = target_dir()?.join(machine.target()).join("release/scanside");
+    let needs = elf::read(&built)?;
+    needs.check(machine.elf(), LIBRARIES, GLIBC).with_context(|| built.display().to_string())?;
+    let place = machine.binary();
+    fs::create_dir_all(place.parent().unwrap_or(Path::new(".")))?;
+    fs::copy(&built, &place)?;
+    println!("  {}: {:.1} MB, {needs}", place.display(), fs::metadata(&place)?.len() as f64 / 1e6);
+
+    if tests == Tests::None { Ok(Vec::new()) } else { test_programs(&mut command) }
+}
+
+/// Builds the runtime's example of this name for aarch64, with its symbols, and returns its path.
+pub fn example(name: &str) -> Result<PathBuf> {
+    let mut command = zigbuild(Machine::Aarch64)?;
+    // Zig leaves out all symbols where cargo asks it to leave out what debuggers want.
+    command.args(["--package", "runtime", "--package", "tests", "--example", name]);
+    command.args(["--config", "profile.release.package.runtime.strip=\"none\""]);
+    println!("  {}", shown(&command));
+    run(&mut command)?;
+    Ok(target_dir()?.join(TARGET).join("release/examples").join(name))
+}
+
+/// Builds the chores for aarch64 and returns the program's path.
+pub fn xtask() -> Result<PathBuf> {
+    let mut command = zigbuild(Machine::Aarch64)?;
+    command.args(["--package", "xtask"]);
+    println!("  {}", shown(&command));
+    run(&mut command)?;
+    Ok(target_dir()?.join(TARGET).join("release/xtask"))
+}
+
+/// cargo-zigbuild with all that does not depend on what is built.
+fn zigbuild(machine: Machine) -> Result<Command> {
     assets::ensure(&[Group::Cross])?;
     system::ensure(system::FOR_BUILD)?;
     let rustc = rustc()?;
     let target_dir = target_dir()?;
     let zig = workspace::assets().canonicalize()?.join("zig");
-
-    // The same packages whatever is built of them: cargo then picks the same features, and nothing is compiled twice.
     let mut command = Command::new(zig.join("bin/cargo-zigbuild"));
     workspace::as_from_the_shell(&mut command);
     command
-        .args(["zigbuild", "--release", "--package", "runtime", "--package", "tests", "--bin", "scanside"])
-        .arg("--target")
+        .args(["zigbuild", "--release", "--target"])
         .arg(format!("{}.{}.{}", machine.target(), GLIBC.0, GLIBC.1))
         .arg("--target-dir")
         .arg(&target_dir)
@@ -105,21 +144,7 @@ pub fn build(machine: Machine, tests: Tests) -> Result<Vec<PathBuf>> {
     if let Some(rustc) = rustc {
         command.env("RUSTC", rustc);
     }
-    if tests == Tests::All {
-        command.args(["--test", "*"]);
-    }
-    println!("  {}", shown(&command));
-    run(&mut command)?;
-
-    let built = target_dir.join(machine.target()).join("release/scanside");
-    let needs = elf::read(&built)?;
-    needs.check(machine.elf(), LIBRARIES, GLIBC).with_context(|| built.display().to_string())?;
-    let place = machine.binary();
-    fs::create_dir_all(place.parent().unwrap_or(Path::new(".")))?;
-    fs::copy(&built, &place)?;
-    println!("  {}: {:.1} MB, {needs}", place.display(), fs::metadata(&place)?.len() as f64 / 1e6);
-
-    if tests == Tests::None { Ok(Vec::new()) } else { test_programs(&mut command) }
+    Ok(command)
 }
 
 /// What runs an aarch64 program here: QEMU's user mode with an aarch64 glibc.

@@ -2,6 +2,7 @@
 
 mod assets;
 mod bench;
+mod count;
 mod cross;
 mod deb;
 mod demo;
@@ -44,6 +45,8 @@ enum Chore {
     },
     /// Time the runtime against onnxruntime, OpenVINO and the usual Python way; numbers go to target/bench/bench.json
     Bench(bench::Options),
+    /// Count the instructions that a slice takes on aarch64, under emulation, by function, beside onnxruntime's
+    Count(count::Options),
     /// Build scanside for aarch64 (glibc 2.31 or newer) into target/cross/aarch64 and check what it needs
     Cross {
         /// Also build the integration tests for aarch64 and run them under emulation
@@ -77,6 +80,7 @@ fn run(chore: Chore) -> Result<()> {
         Chore::Demo => demo::run_chore(),
         Chore::Test { long } => test::run_chore(long),
         Chore::Bench(options) => bench::run_chore(&options),
+        Chore::Count(options) => count::run_chore(&options),
         Chore::Cross { test: true } => {
             system::ensure(system::FOR_TESTS)?;
             cross::test(false)

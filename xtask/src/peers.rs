@@ -1,7 +1,7 @@
 //! What scanside is compared with, in Python environments of their own.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -17,6 +17,26 @@ pub fn ensure() -> Result<PathBuf> {
 pub fn ensure_for_bench() -> Result<PathBuf> {
     let files = ["requirements.txt", "requirements-bench.txt"];
     environment("venv-bench", &files, "onnxruntime, OpenVINO, nibabel and pydicom (pip, 115 MB)")
+}
+
+/// Puts the wheels that tests compare with, those for aarch64 and this version of CPython (`3.11`), into a folder.
+pub fn fetch_for_aarch64(version: &str, place: &Path) -> Result<()> {
+    println!("  fetching onnxruntime and numpy for aarch64 (pip, 40 MB)");
+    let mut install = Command::new(python()?);
+    install
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"])
+        .args(["--only-binary=:all:", "--require-hashes", "--implementation=cp"])
+        .args(["--platform=manylinux_2_28_aarch64", "--platform=manylinux_2_27_aarch64"])
+        .arg(format!("--python-version={version}"))
+        .arg(format!("--abi=cp{}", version.replace('.', "")))
+        .arg("--requirement")
+        .arg(root().join("xtask/peers/requirements.txt"))
+        .arg("--target")
+        .arg(place);
+    output(&mut install).with_context(|| {
+        format!("onnxruntime could not be fetched for CPython {version}: the wheels are for 3.11 to 3.14")
+    })?;
+    Ok(())
 }
 
 /// The environment is made without pip, which Debian splits off from venv, and filled by the pip that is there.
@@ -47,7 +67,7 @@ fn environment(name: &str, requirements: &[&str], what: &str) -> Result<PathBuf>
         Command::new(&interpreter).args(["-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]),
     )?;
     output(install.arg("--target").arg(site.trim())).with_context(|| {
-        format!("{what} could not be installed: the wheels are for CPython 3.11 to 3.14 on x86-64 Linux")
+        format!("{what} could not be installed: the wheels are for CPython 3.11 to 3.14 on x86-64 and aarch64 Linux; PYTHON=python3.11 picks another one")
     })?;
     fs::write(place.join(".stamp"), stamp)?;
     Ok(interpreter)

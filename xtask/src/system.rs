@@ -21,6 +21,10 @@ pub const FOR_TESTS: &[(&str, &str)] = &[
     ("systemd-analyze", "systemd"),
 ];
 
+/// `(program, package)`: what counting instructions calls. The static QEMU that tests use loads no plugins.
+pub const FOR_COUNT: &[(&str, &str)] =
+    &[("qemu-aarch64", "qemu-user"), ("cc", "gcc"), ("readelf", "binutils")];
+
 /// Makes sure that these programs are there: installs their packages as root, or says which ones to install.
 pub fn ensure(programs: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> =

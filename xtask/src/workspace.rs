@@ -3,13 +3,26 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// The workspace's root folder.
+/// Names the folder that `cargo xtask bench --for` has made, where this program runs in one.
+const PACKED: &str = "SCANSIDE_BENCH";
+
+/// The workspace's root folder, or the one that was packed for another machine.
 pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let sources = || Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned();
+        std::env::var_os(PACKED).map_or_else(sources, PathBuf::from)
+    });
+    &ROOT
+}
+
+/// Whether this program runs in a packed folder: everything is built, and there are no sources.
+pub fn is_packed() -> bool {
+    std::env::var_os(PACKED).is_some()
 }
 
 /// The target folder: `CARGO_TARGET_DIR`, or `target` in the root.
@@ -54,9 +67,10 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Python 3, a prerequisite.
+/// Python 3, a prerequisite: the one that `PYTHON` names, or `python3`.
 pub fn python() -> Result<PathBuf> {
-    find("python3").context("python3 is not on PATH: install Python 3 with pip")
+    let name = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    find(&name).with_context(|| format!("{name} is not on PATH: install Python 3 with pip"))
 }
 
 /// A command as one would type it.

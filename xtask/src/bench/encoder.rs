@@ -49,8 +49,10 @@ const PARTS: [Part; 4] = [
 
 /// Times the cases; `python` has the peers.
 pub fn bench(options: &Options, folder: &Path, python: &Path) -> Result<Vec<Row>> {
-    step("Build", || run(cargo().args(["build", "--workspace", "--release", "--example", "bench_worker"])))?;
-    let programs = Programs { worker: workspace::target().join("release/examples/bench_worker"), python };
+    if !workspace::is_packed() {
+        step("Build", build)?;
+    }
+    let programs = Programs { worker: worker(), python };
     let mut files = Files { worker: &programs.worker, folder, written: BTreeMap::new() };
     let mut rows = Vec::new();
     for case in options.cases() {
@@ -79,6 +81,25 @@ pub fn bench(options: &Options, folder: &Path, python: &Path) -> Result<Vec<Row>
         }
     }
     Ok(rows)
+}
+
+/// Builds scanside's worker.
+pub fn build() -> Result<()> {
+    run(cargo().args(["build", "--workspace", "--release", "--example", "bench_worker"]))
+}
+
+/// Where it lies.
+pub fn worker() -> PathBuf {
+    workspace::target().join(WORKER)
+}
+
+/// Below `target`.
+pub const WORKER: &str = "release/examples/bench_worker";
+
+/// Writes a case's graphs into a folder: the full one and the trimmed one.
+pub fn graphs(case: Case, folder: &Path) -> Result<[(&'static str, PathBuf); 2]> {
+    let mut files = Files { worker: &worker(), folder, written: BTreeMap::new() };
+    Ok([("full", files.graph(case, "all")?), ("trimmed", files.graph(case, "cls")?)])
 }
 
 /// In [`PARTS`]: what is to be compared with the graph's size, which is that of the weights.
@@ -144,7 +165,8 @@ impl Programs<'_> {
     }
 }
 
-fn compare(logits: &[Vec<f64>]) -> Result<()> {
+/// Fails unless all computed the same; in the order scanside, onnxruntime, OpenVINO.
+pub fn compare(logits: &[Vec<f64>]) -> Result<()> {
     for (name, theirs) in NAMES.iter().zip(logits).skip(1) {
         let ours = &logits[0];
         // A NaN is not close to anything.
@@ -171,7 +193,7 @@ impl Files<'_> {
         }
         let backbone = match case.model {
             Model::VitS => {
-                assets::ensure(&[Group::Demo])?;
+                assets::ensure(&[Group::Backbone])?;
                 workspace::assets().join("backbone/vit_s_focus.onnx")
             }
             Model::VitB => self.random(case.model)?,

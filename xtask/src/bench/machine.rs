@@ -51,7 +51,7 @@ pub fn describe(python: Option<&Path>) -> Result<Value> {
         }
     }
     Ok(json!({
-        "processor": field(&cpuinfo, &["model name", "Model", "Hardware"]),
+        "processor": field(&cpuinfo, &["model name", "Model", "Hardware"]).or_else(board),
         "architecture": std::env::consts::ARCH,
         "cores": std::thread::available_parallelism()?.get(),
         "isa": isa(&cpuinfo),
@@ -59,6 +59,12 @@ pub fn describe(python: Option<&Path>) -> Result<Value> {
         "load_before": load.split(' ').next(),
         "versions": versions,
     }))
+}
+
+/// What a board calls itself where /proc/cpuinfo does not.
+fn board() -> Option<String> {
+    let model = fs::read_to_string("/proc/device-tree/model").ok()?;
+    Some(model.trim_end_matches('\0').trim().to_owned())
 }
 
 /// The value of the first of these fields that is there.

@@ -45,14 +45,9 @@ pub fn fetch() -> Result<PathBuf> {
     output(apt.command("apt-get").arg("update"))?;
     let shared = apt.dependency(LIBRARY, "libstd-rust")?;
     let llvm = apt.dependency(&shared, "libllvm")?;
-    let packages = [COMPILER, &format!("{LIBRARY}:amd64"), &format!("{LIBRARY}:arm64"), &shared, &llvm];
-    let debs = fresh.join("debs");
-    fs::create_dir_all(&debs)?;
-    output(apt.command("apt-get").arg("download").args(packages).current_dir(&debs))?;
-    for deb in fs::read_dir(&debs)? {
-        output(Command::new("dpkg-deb").arg("--extract").arg(deb?.path()).arg(&fresh))?;
-    }
-    fs::remove_dir_all(&debs)?;
+    let libraries = ["amd64", "arm64"].map(|architecture| format!("{LIBRARY}:{architecture}"));
+    let packages = [&[COMPILER.to_owned(), shared, llvm.clone()], &libraries[..]].concat();
+    apt.unpack(&packages, &fresh)?;
     fs::remove_dir_all(&apt.state)?;
     let wrapper = fresh.join("rustc");
     fs::write(&wrapper, WRAPPER)?;
@@ -70,18 +65,19 @@ fn folder() -> PathBuf {
 }
 
 /// apt with package lists of its own, which know arm64 too.
-struct Apt {
+pub struct Apt {
     state: PathBuf,
 }
 
 impl Apt {
-    fn new(state: &Path) -> Result<Self> {
+    /// Keeps its lists below this folder.
+    pub fn new(state: &Path) -> Result<Self> {
         fs::create_dir_all(state.join("lists/partial"))?;
         fs::create_dir_all(state.join("cache/archives/partial"))?;
         Ok(Self { state: state.canonicalize()? })
     }
 
-    fn command(&self, program: &str) -> Command {
+    pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command
             .arg("-o")
@@ -94,14 +90,30 @@ impl Apt {
     }
 
     /// The package whose name begins with `prefix` that `package` depends on.
-    fn dependency(&self, package: &str, prefix: &str) -> Result<String> {
-        output(self.command("apt-cache").args(["depends", package]))?
-            .lines()
-            .filter_map(|line| line.trim().strip_prefix("Depends: "))
-            .find(|name| name.starts_with(prefix))
-            .map(str::to_owned)
-            .with_context(|| {
-                format!("Debian's {package} depends on no {prefix}…: this release has no usable {COMPILER}")
-            })
+    pub fn dependency(&self, package: &str, prefix: &str) -> Result<String> {
+        self.dependencies(package, prefix)?.into_iter().next().with_context(|| {
+            format!("Debian's {package} depends on no {prefix}…: this release is not usable here")
+        })
+    }
+
+    /// The packages whose names begin with `prefix` that `package` depends on.
+    pub fn dependencies(&self, package: &str, prefix: &str) -> Result<Vec<String>> {
+        let text = output(self.command("apt-cache").args(["depends", package]))?;
+        let depends = |line: &str| {
+            let (kind, name) = line.trim().split_once("Depends: ")?;
+            (["", "Pre"].contains(&kind) && name.starts_with(prefix)).then(|| name.to_owned())
+        };
+        Ok(text.lines().filter_map(depends).collect())
+    }
+
+    /// Downloads packages and unpacks them into `place`.
+    pub fn unpack(&self, packages: &[String], place: &Path) -> Result<()> {
+        let debs = self.state.join("debs");
+        fs::create_dir_all(&debs)?;
+        output(self.command("apt-get").arg("download").args(packages).current_dir(&debs))?;
+        for deb in fs::read_dir(&debs)? {
+            output(Command::new("dpkg-deb").arg("--extract").arg(deb?.path()).arg(place))?;
+        }
+        Ok(fs::remove_dir_all(&debs)?)
     }
 }

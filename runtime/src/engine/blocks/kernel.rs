@@ -146,16 +146,20 @@ impl<const P: usize> Product<'_, P> {
             sums[c] = [V::splat(self.bias[c]); N];
         }
         for (tokens, weights) in self.operands {
-            for (tokens, weights) in tokens.chunks_exact(N * V::LANES).zip(weights.as_chunks::<C>().0) {
-                let mut row = [V::splat(0.0); N];
-                for n in 0..N {
-                    row[n] = V::load(&tokens[n * V::LANES..]);
+            // Several rows a turn where a turn's own instructions weigh; what is left of them one by one.
+            let turns = weights.len() / C / V::ROWS * V::ROWS;
+            let (tokens, last_tokens) = tokens.split_at(turns * N * V::LANES);
+            let (weights, last_weights) = weights.split_at(turns * C);
+            let turns = tokens.chunks_exact(V::ROWS * N * V::LANES).zip(weights.chunks_exact(V::ROWS * C));
+            for (tokens, weights) in turns {
+                for k in 0..V::ROWS {
+                    row::<V, N, C>(&tokens[k * N * V::LANES..], &weights[k * C..], &mut sums);
                 }
-                for c in 0..C {
-                    let weight = V::splat(weights[c]);
-                    for n in 0..N {
-                        sums[c][n] = row[n].fused(weight, sums[c][n]);
-                    }
+            }
+            if V::ROWS > 1 {
+                let rows = last_tokens.chunks_exact(N * V::LANES).zip(last_weights.chunks_exact(C));
+                for (tokens, weights) in rows {
+                    row::<V, N, C>(tokens, weights, &mut sums);
                 }
             }
         }
@@ -165,6 +169,16 @@ impl<const P: usize> Product<'_, P> {
             }
         }
     }
+}
+
+/// Adds the products of a row of tokens and a row of weights to the sums.
+#[inline(always)]
+fn row<V: Vector, const N: usize, const C: usize>(tokens: &[f32], weights: &[f32], sums: &mut [[V; N]; C]) {
+    let mut row = [V::splat(0.0); N];
+    for n in 0..N {
+        row[n] = V::load(&tokens[n * V::LANES..]);
+    }
+    V::outer(row, weights, sums);
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@
 pub(super) trait Vector: Copy {
     /// How many values.
     const LANES: usize;
+    /// How many rows of a product to multiply before asking whether there are more.
+    const ROWS: usize = 1;
 
     fn splat(value: f32) -> Self;
     /// The first values of a slice, which has at least that many.
@@ -26,6 +28,16 @@ pub(super) trait Vector: Copy {
     fn div(self, other: Self) -> Self;
     /// `self * factor + summand`.
     fn fused(self, factor: Self, summand: Self) -> Self;
+    /// `sums[c][n] += row[n] * weights[c]`, fused.
+    #[inline(always)]
+    fn outer<const N: usize, const C: usize>(row: [Self; N], weights: &[f32], sums: &mut [[Self; N]; C]) {
+        for c in 0..C {
+            let weight = Self::splat(weights[c]);
+            for n in 0..N {
+                sums[c][n] = row[n].fused(weight, sums[c][n]);
+            }
+        }
+    }
     fn sqrt(self) -> Self;
     /// The greater; where `self` is a number and `other` is none, `other`.
     fn max(self, other: Self) -> Self;
@@ -131,6 +143,7 @@ macro_rules! vector {
     (
         $name:ident($register:ty), $lanes:literal, $load:ident, $store:ident, $splat:ident, $add:ident, $sub:ident, $mul:ident,
         $div:ident, |$a:ident, $b:ident, $sum:ident| $fused:expr, $sqrt:ident, $max:ident, $min:ident, |$x:ident| $power:expr
+        $(; $($own:tt)*)?
     ) => {
         #[derive(Clone, Copy)]
         pub(super) struct $name($register);
@@ -139,6 +152,7 @@ macro_rules! vector {
         #[allow(unused_unsafe, reason = "on aarch64 NEON is always there")]
         impl Vector for $name {
             const LANES: usize = $lanes;
+            $($($own)*)?
 
             #[inline(always)]
             fn splat(value: f32) -> Self {
@@ -243,6 +257,25 @@ mod neon {
         |x| {
             let exponent = vaddq_s32(vreinterpretq_s32_f32(x), vdupq_n_s32(127));
             vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23))
+        };
+
+        const ROWS: usize = 4;
+
+        /// By the lane, since a weight of its own in every register would be a load each.
+        #[inline(always)]
+        fn outer<const N: usize, const C: usize>(row: [Self; N], weights: &[f32], sums: &mut [[Self; N]; C]) {
+            const { assert!(C.is_multiple_of(Self::LANES)) };
+            for c in (0..C).step_by(Self::LANES) {
+                let four = unsafe { vld1q_f32(weights[c..][..Self::LANES].as_ptr()) };
+                for n in 0..N {
+                    unsafe {
+                        sums[c][n].0 = vfmaq_laneq_f32::<0>(sums[c][n].0, row[n].0, four);
+                        sums[c + 1][n].0 = vfmaq_laneq_f32::<1>(sums[c + 1][n].0, row[n].0, four);
+                        sums[c + 2][n].0 = vfmaq_laneq_f32::<2>(sums[c + 2][n].0, row[n].0, four);
+                        sums[c + 3][n].0 = vfmaq_laneq_f32::<3>(sums[c + 3][n].0, row[n].0, four);
+                    }
+                }
+            }
         }
     }
 }
