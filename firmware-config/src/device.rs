@@ -36,7 +36,7 @@ pub use pages::{docs, example};
 pub use schema::{Key, Section};
 pub use tasks::TaskRules;
 pub use units::{Size, show_duration};
-pub use value::{AeTitle, Listen, Network, Source, Timeout, Uids, Weights};
+pub use value::{AeTitle, Listen, Network, Precision, Source, Timeout, Uids, Weights};
 
 use std::ops::Deref;
 use std::time::Duration;

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use firmware_config::device;
 use serde::{Deserialize, Serialize};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::DimLike;
@@ -38,8 +39,48 @@ pub struct Engine {
     pools_what_is_there: bool,
     dim: usize,
     classes: usize,
+    precision: Precision,
     mode: Mode,
     threads: usize,
+}
+
+/// Arithmetic of the products with a vision transformer's weights; all else is f32.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Single precision.
+    #[default]
+    F32,
+    /// Factors rounded to 8 significant bits, sums in single precision.
+    Bf16,
+    /// Factors rounded to integers of eight bits, by a scale for each output and each token; sums exact.
+    Int8,
+}
+
+impl From<device::Precision> for Precision {
+    fn from(precision: device::Precision) -> Self {
+        match precision {
+            device::Precision::F32 => Self::F32,
+            device::Precision::Bf16 => Self::Bf16,
+            device::Precision::Int8 => Self::Int8,
+        }
+    }
+}
+
+impl Precision {
+    /// As results name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+        }
+    }
+
+    /// Whether this machine has instructions for it; what has none is computed in single precision.
+    pub fn is_here(self) -> bool {
+        blocks::has(self)
+    }
 }
 
 /// How a task's factors meet the weights of its backbone. The two do not give the same bits.
@@ -72,8 +113,8 @@ pub(crate) struct SharedLayers(Layers);
 
 impl SharedLayers {
     /// Packs the blocks of a graph that [`crate::graph::blocks_model`] wrote; `None` if they are none that can be shared here.
-    pub(crate) fn pack(&mut self, mut blocks: ModelProto) -> Option<SharedBlocks> {
-        let stacks = take_more_blocks(blocks.graph.as_mut()?, &mut self.0);
+    pub(crate) fn pack(&mut self, mut blocks: ModelProto, precision: Precision) -> Option<SharedBlocks> {
+        let stacks = take_more_blocks(precision, blocks.graph.as_mut()?, &mut self.0);
         let (_, blocks) = stacks.into_iter().next()?;
         Some(SharedBlocks(Arc::new(blocks)))
     }
@@ -129,7 +170,7 @@ pub struct EngineInfo {
     /// What computes, with versions.
     pub kernels: String,
     /// Arithmetic of the encoder.
-    pub precision: String,
+    pub precision: Precision,
     /// How the factors meet the weights.
     pub mode: Mode,
     /// Threads: slices encoded at a time, or, of a volume of fewer slices, split among them.
@@ -141,8 +182,8 @@ const KERNELS: &str = "scanside 1, tract 0.23.9";
 
 impl EngineInfo {
     /// Of an engine of so many threads on this machine.
-    pub fn here(mode: Mode, threads: usize) -> Self {
-        Self { isa: isa(), kernels: KERNELS.into(), precision: "f32".into(), mode, threads }
+    pub fn here(precision: Precision, mode: Mode, threads: usize) -> Self {
+        Self { isa: isa(), kernels: KERNELS.into(), precision, mode, threads }
     }
 }
 
@@ -228,14 +269,24 @@ impl Engine {
         Self::of(onnx::decode(graph).map_err(unusable)?, threads)
     }
 
-    /// An engine for a task graph. Each of its weights is dropped when it has been packed, so that they are held once.
-    pub fn of(mut proto: ModelProto, threads: usize) -> Result<Self, EngineError> {
-        let stacks = proto.graph.as_mut().map(take_blocks).unwrap_or_default();
+    /// An engine for a task graph, in single precision.
+    pub fn of(proto: ModelProto, threads: usize) -> Result<Self, EngineError> {
+        Self::of_precision(proto, Precision::F32, threads)
+    }
+
+    /// An engine for a task graph, in that precision where that can be. Each of its weights is dropped when it has been packed, so that
+    /// they are held once.
+    pub fn of_precision(
+        mut proto: ModelProto,
+        precision: Precision,
+        threads: usize,
+    ) -> Result<Self, EngineError> {
+        let stacks = proto.graph.as_mut().map(|graph| take_blocks(precision, graph)).unwrap_or_default();
         let fused = stacks.into_iter().map(|(stack, blocks)| {
             let ends = stack.ends().map(str::to_owned).collect();
             Fused { slices: stack.input, ends, blocks }
         });
-        Self::assemble(proto, fused.collect(), Mode::Merged, threads)
+        Self::assemble(proto, fused.collect(), precision, Mode::Merged, threads)
     }
 
     /// An engine whose views are encoded by shared weights, each with factors beside them; `after` is what comes after the blocks, see
@@ -243,6 +294,7 @@ impl Engine {
     pub(crate) fn beside(
         after: ModelProto,
         views: Vec<(String, SharedBlocks, Factors)>,
+        precision: Precision,
         threads: usize,
     ) -> Result<Self, EngineError> {
         let fused = views.into_iter().map(|(slices, shared, factors)| {
@@ -250,12 +302,13 @@ impl Engine {
             let ends = block_ends(&slices).into_iter().take(blocks.shapes().len()).collect();
             Fused { slices, ends, blocks }
         });
-        Self::assemble(after, fused.collect(), Mode::Shared, threads)
+        Self::assemble(after, fused.collect(), precision, Mode::Shared, threads)
     }
 
     fn assemble(
         proto: ModelProto,
         mut fused: Vec<Fused>,
+        precision: Precision,
         mode: Mode,
         threads: usize,
     ) -> Result<Self, EngineError> {
@@ -270,6 +323,8 @@ impl Engine {
         let mask = inputs.iter().find(|(_, name)| name == VIEW_MASK).map(|(input, _)| *input);
         let mut views = Vec::new();
         let (mut cuts, mut ends, mut dims) = (Vec::new(), vec![outlet("logits")?], Vec::new());
+        // What tract computes is computed in single precision.
+        let precision = if precision.is_here() && !fused.is_empty() { precision } else { Precision::F32 };
         let within: Vec<String> = fused.iter().flat_map(|fused| fused.ends.clone()).collect();
         for (input, name) in inputs.iter().filter(|(_, name)| name != VIEW_MASK && !within.contains(name)) {
             let view = match name.strip_prefix("slices") {
@@ -313,7 +368,8 @@ impl Engine {
         }
         let pooling = plan(pooling)?;
         let pools_what_is_there = mask.is_some();
-        Ok(Self { views, pooling, pools_what_is_there, dim, classes, mode, threads: threads.max(1) })
+        let threads = threads.max(1);
+        Ok(Self { views, pooling, pools_what_is_there, dim, classes, precision, mode, threads })
     }
 
     /// The task's inputs, at least one, in the graph's order.
@@ -333,7 +389,7 @@ impl Engine {
 
     /// How this engine computes.
     pub fn info(&self) -> EngineInfo {
-        EngineInfo::here(self.mode, self.threads)
+        EngineInfo::here(self.precision, self.mode, self.threads)
     }
 
     /// Runs `slices` slices of a task of one view; `write_slice(s, out)` fills `out` `[3, H, W]` with slice `s`, from any thread.

@@ -14,11 +14,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use firmware_config::device::Weights;
 use firmware_config::{Manifest, MissingViews, TargetRef};
 use sha2::{Digest, Sha256};
 
 use crate::Error;
-use crate::backbone::Backbone;
 use crate::engine::{EncodedSlice, EncodedView, Encoder, Engine, EngineError, Output};
 use crate::plugin::Plugin;
 use crate::recipe::Prepared;
@@ -193,19 +193,7 @@ impl LoadedTask {
     /// Loads a plugin and merges it into its backbone in memory.
     pub fn merge(backbone: &Path, plugin: &Path, threads: usize) -> Result<Self, Error> {
         let (parsed, plugin_sha256) = Plugin::read(plugin)?;
-        Self::merge_read(backbone, parsed, plugin_sha256, plugin, threads)
-    }
-
-    /// As [`Self::merge`], of a plugin that was read from `path` already.
-    pub fn merge_read(
-        backbone: &Path,
-        plugin: Plugin,
-        plugin_sha256: String,
-        path: &Path,
-        threads: usize,
-    ) -> Result<Self, Error> {
-        let model = plugin.graph(Backbone::open(backbone)?)?;
-        Self::of(plugin, plugin_sha256, Engine::of(model, threads)?, path)
+        Loader::new(backbone, threads, Weights::Merged).load(parsed, plugin_sha256, plugin, backbone, false)
     }
 
     /// `engine` runs the graph that the manifest names.

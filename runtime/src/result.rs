@@ -247,7 +247,7 @@ impl Provenance {
             &self.tensor_sha256,
             &engine.isa,
             &engine.kernels,
-            &engine.precision,
+            engine.precision.as_str(),
             engine.mode.as_str(),
             &threads,
             &self.build,

@@ -52,7 +52,6 @@ use self::tasks::Tasks;
 use self::updates::Following;
 use crate::Error;
 use crate::backbone::Backbone;
-use crate::engine::default_threads;
 use crate::infer::{BUILD, Loader};
 use crate::ingest::assembly::{Assembly, Pending, Policy};
 use crate::ingest::listener::{ListenError, Listener, Options, Tls};
@@ -141,9 +140,8 @@ impl Service {
         let store = Arc::new(store);
         let pending = pending(&store)?;
 
-        let threads = device.threads.map_or_else(default_threads, |n| n as usize);
         let slots = Slots::new(&device.data_dir).signed_only(device.updates.root.is_some());
-        let loader = Arc::new(Loader::new(&device.backbone, threads, device.weights));
+        let loader = Arc::new(Loader::of(&device));
         let tasks = Tasks::new(slots.clone(), Arc::clone(&loader), &device.tasks);
         tasks.refresh()?;
         if tasks.current().is_empty() {
@@ -176,7 +174,7 @@ impl Service {
             move |series_uid: &str| preliminary::observe(&core, series_uid)
         };
         let machine = |what| move |source| ServiceError::Machine { what, source };
-        let encoders = core.early.start(threads, Box::new(observer)).map_err(machine("encoders"))?;
+        let encoders = core.early.start(loader.threads, Box::new(observer)).map_err(machine("encoders"))?;
         let (calls, called) = mpsc::channel();
         let restored: BTreeSet<String> = pending.iter().map(|series| series.series_uid.clone()).collect();
         let assembly = Assembly::restore(policy(&device.series), pending, clock.monotonic());

@@ -139,6 +139,9 @@ struct Export {
     /// Rows of the data table, by id, whose scans become golden cases beside the synthetic ones
     #[arg(long, value_name = "ID", num_args = 1..)]
     golden: Vec<String>,
+    /// How far a device's logits may be off from a golden case's; less than single precision needs more than the default
+    #[arg(long, value_name = "LOGIT", default_value_t = 1e-3)]
+    golden_tolerance: f32,
     /// Let patients' scans go into the plugin, and so to whoever gets it; the model card names them
     #[arg(long, requires = "golden")]
     allow_patient_golden: bool,
@@ -378,6 +381,7 @@ fn run_export(args: Export) -> Result<()> {
         peft: args.peft.map(|folder| (folder, args.peft_naming)),
         half: args.half,
         golden: args.golden,
+        golden_tolerance: args.golden_tolerance,
         allow_patient_golden: args.allow_patient_golden,
         device: device::open(&args.machine.device)?,
         threads: threads(args.machine.threads),

@@ -48,6 +48,8 @@ pub struct Options {
     pub half: bool,
     /// Rows of the data table, by id, whose scans become golden cases too.
     pub golden: Vec<String>,
+    /// How far a device's logits may be off from a golden case's.
+    pub golden_tolerance: f32,
     /// Whether patients' scans may go into the plugin.
     pub allow_patient_golden: bool,
     /// Where libtorch computes.
@@ -134,7 +136,10 @@ pub fn export(options: &Options) -> Result<Exported, Error> {
     table.keep_masks(|_| false);
     let mut parity = Parity::default();
     parity::on_scans(&mut parity, &table, task, &network, &engine)?;
-    let golden = golden::cases(&mut parity, &table, &options.golden, task, &network, &engine)?;
+    let mut golden = golden::cases(&mut parity, &table, &options.golden, task, &network, &engine)?;
+    for golden in &mut golden {
+        golden.case.tolerance.logits = options.golden_tolerance;
+    }
     parity.enforce()?;
     manifest.golden = golden.iter().map(|g| g.case.clone()).collect();
 

@@ -103,6 +103,7 @@ texts! {
     Source, "https://HOST/PATH, an absolute path of a folder, or \"mqtt\"", Source::new;
     Timeout, "a duration such as \"90s\", or \"off\"", Timeout::new;
     Uids, "\"plain\", \"hashed\" or \"auto\"", Uids::new;
+    Precision, "\"f32\", \"bf16\" or \"int8\"", Precision::new;
     Weights, "\"merged\", \"shared\" or \"auto\"", Weights::new;
 }
 
@@ -275,6 +276,28 @@ impl Uids {
             "plain" => Some(Self::Plain),
             "hashed" => Some(Self::Hashed),
             "auto" => Some(Self::Auto),
+            _ => None,
+        }
+    }
+}
+
+/// Arithmetic of the products with a backbone's weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// Single precision.
+    F32,
+    /// bf16, sums in single precision.
+    Bf16,
+    /// Integers of eight bits.
+    Int8,
+}
+
+impl Precision {
+    fn new(text: &str) -> Option<Self> {
+        match text {
+            "f32" => Some(Self::F32),
+            "bf16" => Some(Self::Bf16),
+            "int8" => Some(Self::Int8),
             _ => None,
         }
     }

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use firmware_config::device::Device;
 use firmware_config::{Label, Manifest, Task};
-use runtime::engine::default_threads;
 use runtime::gate::{Gate, GateLimits, GateReport, ThisMachine};
 use runtime::infer::Loader;
 use runtime::plugin::Plugin;
@@ -104,7 +103,7 @@ impl PluginCommand {
             Self::Activate { task, device } => {
                 let device = config::load(&device.config)?;
                 let limits = GateLimits::from(&device.gate);
-                let (active, report) = slots(&device).activate(&task, &loader(&device), &limits)?;
+                let (active, report) = slots(&device).activate(&task, &Loader::of(&device), &limits)?;
                 let Task { name, version } = &active.task;
                 say::line(&format!("{name} {version} is active: {}", passed(&report)))
             }
@@ -136,11 +135,6 @@ fn check_golden(path: &Path) -> Result<(), Fault> {
     }
 }
 
-fn loader(device: &Device) -> Loader {
-    let threads = device.threads.map_or_else(default_threads, |n| n as usize);
-    Loader::new(&device.backbone, threads, device.weights)
-}
-
 fn passed(report: &GateReport) -> String {
     let GateReport { golden, time, memory } = report;
     let memory = memory.map_or(String::new(), |bytes| format!(", {} MB", bytes.div_ceil(1_000_000)));
@@ -160,7 +154,7 @@ fn verify(task: &str, device: &Device) -> Result<(), Fault> {
         return Err(runtime::Error::from(SlotError::NoActive { task: task.into(), folder }).into());
     };
     let gate = Gate { limits: (&device.gate).into(), machine: &ThisMachine, go_on: &|| true };
-    let (loaded, report) = gate.build(|| slots.load(&active, &loader(device)))?;
+    let (loaded, report) = gate.build(|| slots.load(&active, &Loader::of(device)))?;
     let Task { name, version } = &active.task;
     say::line(&format!(
         "{name} {version} is sound: file and graph are what they were ({}, {}), {}",

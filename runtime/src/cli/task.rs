@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use firmware_config::device;
-use runtime::engine::{Mode, default_threads};
+use runtime::engine::{self, Mode, default_threads};
 use runtime::infer::{LoadedTask, Loader};
 use runtime::plugin::Plugin;
 use runtime::publish::TopicLevel;
@@ -25,9 +25,21 @@ pub struct TaskArgs {
     /// backbone; needs --backbone.
     #[arg(long, conflicts_with = "graph")]
     shared: bool,
+    /// Arithmetic of the products with the backbone's weights, as a device may be set to; needs --backbone. Computed in f32 where the
+    /// processor has no instructions for it, or the plugin's golden cases are not reproduced.
+    #[arg(long, value_enum, default_value_t, conflicts_with = "graph")]
+    precision: Precision,
     /// Slices encoded at a time; as many as there are cores if not given.
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
+}
+
+#[derive(Clone, Copy, Default, clap::ValueEnum)]
+enum Precision {
+    #[default]
+    F32,
+    Bf16,
+    Int8,
 }
 
 #[derive(Args)]
@@ -43,11 +55,16 @@ struct Weights {
 
 impl TaskArgs {
     pub fn load(&self) -> Result<LoadedTask, Fault> {
-        self.load_in(if self.shared { Mode::Shared } else { Mode::Merged })
+        let precision = match self.precision {
+            Precision::F32 => engine::Precision::F32,
+            Precision::Bf16 => engine::Precision::Bf16,
+            Precision::Int8 => engine::Precision::Int8,
+        };
+        self.load_in(if self.shared { Mode::Shared } else { Mode::Merged }, precision)
     }
 
-    /// As [`Self::load`], in the mode that a result names, where the files allow it.
-    pub fn load_in(&self, mode: Mode) -> Result<LoadedTask, Fault> {
+    /// As [`Self::load`], in the mode and the precision that a result names, where machine and files allow it.
+    pub fn load_in(&self, mode: Mode, precision: engine::Precision) -> Result<LoadedTask, Fault> {
         let threads = self.threads.map_or_else(default_threads, NonZeroUsize::get);
         match (&self.weights.graph, &self.weights.backbone) {
             (Some(graph), _) => Ok(LoadedTask::open(graph, &self.plugin, threads)?),
@@ -57,7 +74,7 @@ impl TaskArgs {
                     Mode::Shared => device::Weights::Shared,
                 };
                 let (plugin, sha256) = Plugin::read(&self.plugin)?;
-                let loader = Loader::new(backbone, threads, weights);
+                let loader = Loader::new(backbone, threads, weights).in_precision(precision);
                 Ok(loader.load(plugin, sha256, &self.plugin, backbone, false)?)
             }
             (None, None) => {

@@ -32,7 +32,8 @@ pub struct Verify {
 impl Verify {
     pub fn run(self) -> Result<(), Fault> {
         let claimed = read(&self.result)?;
-        let task = self.task.load_in(claimed.provenance.engine.mode)?;
+        let engine = &claimed.provenance.engine;
+        let task = self.task.load_in(engine.mode, engine.precision)?;
         let views: Vec<&str> = task.plugin.manifest.views.keys().map(String::as_str).collect();
         let volumes =
             if views.is_empty() { vec![Some(self.series(&claimed)?)] } else { self.study(&claimed, &views)? };

@@ -14,6 +14,7 @@ mod crew;
 mod kernel;
 mod layout;
 mod math;
+mod narrow;
 mod pack;
 mod recognize;
 #[cfg(test)]
@@ -28,14 +29,18 @@ pub(super) use self::crew::Crew;
 use self::kernel::{Aligned, Kernel, Kernels, TILE};
 use self::layout::{Layout, Part};
 use self::math::{Activate, Activation, Join, Joined, LayerNorm, Rotate, Scale, Softmax};
+use self::narrow::{Format, Narrow, Words};
 pub(super) use self::pack::{Layers, take_blocks, take_more_blocks};
 use self::vector::Isa;
+use super::Precision;
 
 /// Blocks that follow one another, their weights packed for this machine's kernels.
 pub(super) struct Blocks {
     shape: Shape,
     layout: Layout,
     isa: Isa,
+    /// Of the blocks' weights, where they are not as they came.
+    format: Option<Format>,
     embedding: Arc<Embedding>,
     chain: Arc<[Block]>,
     /// Beside the weights; none where the factors are merged into them.
@@ -53,6 +58,11 @@ struct Embedding {
     projection: Arc<Linear>,
     /// What is added to each token, the projection's bias included: panels of as many features as a token has.
     table: Vec<f32>,
+}
+
+/// Whether this machine has instructions for a precision.
+pub(super) fn has(precision: Precision) -> bool {
+    precision == Precision::F32 || Format::of(precision, Isa::here()).is_some()
 }
 
 /// What is the same in all blocks of a stack.
@@ -91,11 +101,31 @@ enum Mlp {
     SwiGlu { gate: Arc<Linear>, up: Arc<Linear>, down: Arc<Linear> },
 }
 
-/// A linear layer, its weight packed as a product's right operand `[out / columns, in, columns]`.
+/// A linear layer.
 struct Linear {
-    packed: Aligned,
+    weight: Weight,
     bias: Vec<f32>,
     inputs: usize,
+}
+
+enum Weight {
+    /// As a product's right operand `[out / columns, in, columns]`.
+    Whole(Aligned),
+    Narrow(Narrow),
+}
+
+/// A layer's input, with what its weight or its branch makes of it.
+struct Input<'a> {
+    tokens: &'a Aligned,
+    words: Option<&'a Words>,
+    beside: Option<(&'a Branch, &'a Aligned)>,
+}
+
+/// Where that is made.
+struct Spare {
+    words: Words,
+    /// What the branch of a layer has made of its input.
+    low: Aligned,
 }
 
 /// What one slice after another is computed in.
@@ -111,8 +141,7 @@ pub(super) struct Workspace {
     values: Aligned,
     mixed: Aligned,
     hidden: Aligned,
-    /// What the branch of a layer has made of its input.
-    low: Aligned,
+    spare: Spare,
     /// The last block's attention `[heads, T]`, if it computes CLS only.
     attention: Vec<f32>,
     /// One a thread.
@@ -137,9 +166,8 @@ const NONE: [f32; 16] = [0.0; 16];
 impl Blocks {
     /// The same weights, with a task's factors beside them.
     pub(super) fn beside(&self, factors: &Factors) -> Self {
-        let Self { shape, layout, isa, ref embedding, ref chain, .. } = *self;
-        let branches = Some(Branches::new(layout, factors));
-        Self { shape, layout, isa, embedding: Arc::clone(embedding), chain: Arc::clone(chain), branches }
+        let (embedding, chain) = (Arc::clone(&self.embedding), Arc::clone(&self.chain));
+        Self { embedding, chain, branches: Some(Branches::new(self.layout, factors)), ..*self }
     }
 
     /// Shapes of what comes out, in the order of [`Stack::ends`].
@@ -169,7 +197,10 @@ impl Blocks {
             values: Aligned::new(heads * tokens * width),
             mixed: panels(d),
             hidden: panels(hidden),
-            low: panels(self.branches.as_ref().map_or(0, Branches::width)),
+            spare: Spare {
+                words: Words::new(self.layout, self.format.map_or(0, |format| format.words(hidden.max(d)))),
+                low: panels(self.branches.as_ref().map_or(0, Branches::width)),
+            },
             attention: vec![0.0; heads * tokens],
             scores: (0..threads.max(1)).map(|_| scores()).collect(),
         }
@@ -202,9 +233,9 @@ impl Blocks {
         crew.each(parts, |_, mut part| embedding.patches(layout, slice, &mut part));
         space.tokens.values_mut().copy_from_slice(&embedding.table);
         let patch = self.branches.as_ref().map(|branches| &branches.patch);
-        let beside = self.narrow(patch, layout, &space.patches, &mut space.low, crew);
+        let input = self.read(&embedding.projection, patch, layout, &space.patches, &mut space.spare, crew);
         let parts = layout.parts(space.tokens.values_mut(), d, 0..d, layout.share(d, crew));
-        self.linear(&embedding.projection, beside, layout, &space.patches, parts, ADD, crew);
+        self.linear(&embedding.projection, &input, layout, parts, ADD, crew);
     }
 
     fn is_cls_only(&self) -> bool {
@@ -230,9 +261,9 @@ impl Blocks {
         self.norm(&block.norm1, layout, &space.tokens, parts, crew);
         let features = if block.cls_only { d..qkv } else { 0..qkv };
         let chunk = layout.share(features.len(), crew);
-        let beside = self.narrow(qkv_branch, layout, &space.normed, &mut space.low, crew);
+        let input = self.read(&block.qkv, qkv_branch, layout, &space.normed, &mut space.spare, crew);
         let parts = layout.parts(space.qkv.values_mut(), qkv, features.clone(), chunk);
-        self.linear(&block.qkv, beside, layout, &space.normed, parts, WRITE, crew);
+        self.linear(&block.qkv, &input, layout, parts, WRITE, crew);
 
         if let Some(rope) = &block.rope {
             // CLS alone is not rotated.
@@ -261,9 +292,9 @@ impl Blocks {
                 cls.fill(&row, d, values.values_mut());
             }
             layout = cls;
-            let beside = self.narrow(qkv_branch, layout, &space.normed, &mut space.low, crew);
+            let input = self.read(&block.qkv, qkv_branch, layout, &space.normed, &mut space.spare, crew);
             let parts = layout.parts(space.qkv.values_mut(), qkv, 0..d, layout.share(d, crew));
-            self.linear(&block.qkv, beside, layout, &space.normed, parts, WRITE, crew);
+            self.linear(&block.qkv, &input, layout, parts, WRITE, crew);
         }
 
         let mut attention = space.attention.chunks_mut(tokens);
@@ -297,9 +328,9 @@ impl Blocks {
             isa.with_vector(lanes, Scale { lanes, factors: &inverse, x: part.values });
         });
 
-        let beside = self.narrow(o_branch, layout, &space.mixed, &mut space.low, crew);
+        let input = self.read(&block.o, o_branch, layout, &space.mixed, &mut space.spare, crew);
         let parts = layout.parts(space.tokens.values_mut(), d, 0..d, layout.share(d, crew));
-        self.linear(&block.o, beside, layout, &space.mixed, parts, ADD, crew);
+        self.linear(&block.o, &input, layout, parts, ADD, crew);
         layout
     }
 
@@ -308,10 +339,16 @@ impl Blocks {
         let (d, hidden) = (self.shape.dim(), self.shape.hidden);
         let parts = layout.parts(space.normed.values_mut(), d, 0..d, d);
         self.norm(&block.norm2, layout, &space.tokens, parts, crew);
+        // Whatever has this input has the same format.
+        let first = match &block.mlp {
+            Mlp::Gelu { fc1, .. } | Mlp::GeluTanh { fc1, .. } => fc1,
+            Mlp::SwiGlu { gate, .. } => gate,
+        };
+        let input = self.read(first, None, layout, &space.normed, &mut space.spare, crew);
         let mut inner = |layer: &Linear, finish: Finish| {
             let chunk = layout.share(hidden, crew);
             let parts = layout.parts(space.hidden.values_mut(), hidden, 0..hidden, chunk);
-            self.linear(layer, None, layout, &space.normed, parts, finish, crew);
+            self.linear(layer, &input, layout, parts, finish, crew);
         };
         let last = match &block.mlp {
             Mlp::Gelu { fc1, fc2 } => {
@@ -328,8 +365,9 @@ impl Blocks {
                 down
             }
         };
+        let input = self.read(last, None, layout, &space.hidden, &mut space.spare, crew);
         let parts = layout.parts(space.tokens.values_mut(), d, 0..d, layout.share(d, crew));
-        self.linear(last, None, layout, &space.hidden, parts, ADD, crew);
+        self.linear(last, &input, layout, parts, ADD, crew);
     }
 
     fn norm(&self, norm: &NormWeights, layout: Layout, tokens: &Aligned, parts: Vec<Part<'_>>, crew: &Crew) {
@@ -342,33 +380,48 @@ impl Blocks {
         });
     }
 
-    /// What a layer's branch, if it has one, makes of the panels of `input`.
-    fn narrow<'a>(
+    /// Makes ready what a layer's weight and its branch, if it has one, multiply of the panels of `tokens`.
+    fn read<'a>(
         &self,
+        layer: &Linear,
         branch: Option<&'a Branch>,
         layout: Layout,
-        input: &Aligned,
-        low: &'a mut Aligned,
+        tokens: &'a Aligned,
+        spare: &'a mut Spare,
         crew: &Crew,
-    ) -> Option<(&'a Branch, &'a Aligned)> {
-        let branch = branch?;
-        let width = branch.down.bias.len();
-        let parts = layout.parts(low.values_mut(), width, 0..width, width);
-        self.linear(&branch.down, None, layout, input, parts, WRITE, crew);
-        Some((branch, low))
+    ) -> Input<'a> {
+        let Spare { words, low } = spare;
+        let words = match &layer.weight {
+            Weight::Whole(_) => None,
+            Weight::Narrow(narrow) => {
+                let panels = words.panels(layout, narrow.format(), layer.inputs);
+                crew.each(panels, |_, (panel, words, scales)| {
+                    narrow.read(
+                        layout.kernel(panel).lanes,
+                        layer.panel(layout, panel, tokens),
+                        words,
+                        scales,
+                    );
+                });
+                Some(&*words)
+            }
+        };
+        let beside = branch.map(|branch| {
+            let width = branch.down.bias.len();
+            let parts = layout.parts(low.values_mut(), width, 0..width, width);
+            let whole = Input { tokens, words: None, beside: None };
+            self.linear(&branch.down, &whole, layout, parts, WRITE, crew);
+            (branch, &*low)
+        });
+        Input { tokens, words, beside }
     }
 
-    /// Writes `finish` of the layer's products with the panels of `input` into `parts`; `beside` is what [`Self::narrow`] gives for it.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "a product's operands, where they lie, and what becomes of it"
-    )]
+    /// Writes `finish` of the layer's products with the panels of `input` into `parts`.
     fn linear(
         &self,
         layer: &Linear,
-        beside: Option<(&Branch, &Aligned)>,
+        input: &Input<'_>,
         layout: Layout,
-        input: &Aligned,
         parts: Vec<Part<'_>>,
         finish: Finish,
         crew: &Crew,
@@ -377,34 +430,67 @@ impl Blocks {
         crew.each(parts, |_, part| {
             let kernel = layout.kernel(part.panel);
             let Kernel { lanes, columns, .. } = kernel;
-            let tokens = &input.values()[layout.start(part.panel, layer.inputs)..][..layer.inputs * lanes];
             let mut tile = [0.0; TILE];
             let tile = &mut tile[..kernel.tile()];
             for (n, out) in part.values.chunks_exact_mut(kernel.tile()).enumerate() {
                 let feature = part.first + n * columns;
-                let weights = &layer.packed.values()[feature * layer.inputs..][..layer.inputs * columns];
-                let bias = &layer.bias[feature..][..columns];
-                let product = |tile: &mut [f32]| match beside {
-                    None => kernel.multiply([(tokens, weights)], bias, tile),
-                    Some((branch, low)) => {
-                        let beside = branch.operands(layout, part.panel, low, feature);
-                        kernel.multiply([(tokens, weights), beside], bias, tile);
-                    }
-                };
                 match finish {
                     Finish::Write(activation) => {
-                        product(out);
+                        layer.multiply(kernel, layout, part.panel, input, feature, out);
                         if activation != Activation::None {
                             isa.with_vector(lanes, Activate { activation, x: out });
                         }
                     }
                     Finish::Onto(join) => {
-                        product(tile);
+                        layer.multiply(kernel, layout, part.panel, input, feature, tile);
                         isa.with_vector(lanes, Joined { join, x: out, other: tile });
                     }
                 }
             }
         });
+    }
+}
+
+impl Linear {
+    /// The layer's input of a panel's tokens.
+    fn panel<'a>(&self, layout: Layout, panel: usize, tokens: &'a Aligned) -> &'a [f32] {
+        &tokens.values()[layout.start(panel, self.inputs)..][..self.inputs * layout.kernel(panel).lanes]
+    }
+
+    /// A panel's products with the outputs from `feature` on.
+    fn multiply(
+        &self,
+        kernel: Kernel,
+        layout: Layout,
+        panel: usize,
+        input: &Input<'_>,
+        feature: usize,
+        tile: &mut [f32],
+    ) {
+        let Kernel { lanes, columns, .. } = kernel;
+        let bias = &self.bias[feature..][..columns];
+        let beside = input.beside.map(|(branch, low)| branch.operands(layout, panel, low, feature));
+        let tokens = || self.panel(layout, panel, input.tokens);
+        let weights = feature * self.inputs..(feature + columns) * self.inputs;
+        match (&self.weight, beside, input.words) {
+            (Weight::Whole(packed), None, _) => {
+                kernel.multiply([(tokens(), &packed.values()[weights])], bias, tile);
+            }
+            (Weight::Whole(packed), Some(beside), _) => {
+                kernel.multiply([(tokens(), &packed.values()[weights]), beside], bias, tile);
+            }
+            (Weight::Narrow(narrow), beside, words) => {
+                let words = words.expect("what Blocks::read has made");
+                let words = narrow.panel(layout, panel, words);
+                narrow.multiply(kernel.isa, lanes, words, feature, bias, tile);
+                if let Some(beside) = beside {
+                    let mut more = [0.0; TILE];
+                    let more = &mut more[..kernel.tile()];
+                    kernel.multiply([beside], &NONE[..columns], more);
+                    kernel.isa.with_vector(lanes, Joined { join: Join::Add, x: tile, other: more });
+                }
+            }
+        }
     }
 }
 

@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::{fmt, fs};
 
-use firmware_config::device::Weights;
+use firmware_config::device::{Device, Weights};
 
 use super::LoadedTask;
 use crate::Error;
 use crate::backbone::{Backbone, Body};
-use crate::engine::{Engine, Mode, SharedBlocks, SharedLayers};
+use crate::engine::{Engine, Mode, Precision, SharedBlocks, SharedLayers, default_threads};
 use crate::graph::{blocks_model, of_view, without_blocks};
 use crate::plugin::Plugin;
 
@@ -23,11 +23,12 @@ pub struct Loader {
     /// Slices that a task encodes at a time.
     pub threads: usize,
     weights: Weights,
+    precision: Precision,
     /// Tasks that run here, and those of them that are about to be loaded.
     running: AtomicUsize,
     to_load: AtomicUsize,
-    /// By SHA-256; each is dropped with the last task on it.
-    shared: Mutex<HashMap<String, Weak<SharedBackbone>>>,
+    /// By SHA-256 and precision; each is dropped with the last task on it.
+    shared: Mutex<HashMap<(String, Precision), Weak<SharedBackbone>>>,
 }
 
 impl fmt::Debug for Loader {
@@ -37,10 +38,30 @@ impl fmt::Debug for Loader {
 }
 
 impl Loader {
-    /// Loads tasks on the backbone in this file.
+    /// Loads tasks on the backbone in this file, in single precision.
     pub fn new(backbone: &Path, threads: usize, weights: Weights) -> Self {
         let [running, to_load] = [1, 1].map(AtomicUsize::new);
-        Self { backbone: backbone.to_owned(), threads, weights, running, to_load, shared: Mutex::default() }
+        Self {
+            backbone: backbone.to_owned(),
+            threads,
+            weights,
+            precision: Precision::F32,
+            running,
+            to_load,
+            shared: Mutex::default(),
+        }
+    }
+
+    /// As the device's configuration says.
+    pub fn of(device: &Device) -> Self {
+        let threads = device.threads.map_or_else(default_threads, |n| n as usize);
+        Self::new(&device.backbone, threads, device.weights).in_precision(device.precision.into())
+    }
+
+    /// Loads them in that precision, where the machine has it and their golden cases allow it.
+    #[must_use]
+    pub fn in_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// The backbone of the plugins that have none of their own.
@@ -56,6 +77,8 @@ impl Loader {
 
     /// Loads a plugin that was read from `path`, on `backbone`. Where `known` says that its task graph was compared on this device
     /// before, and that graph is not needed, it is not built again.
+    ///
+    /// In less than single precision only a task is run whose golden cases it reproduces so, within the tolerances that it states.
     pub fn load(
         &self,
         plugin: Plugin,
@@ -64,13 +87,39 @@ impl Loader {
         backbone: &Path,
         known: bool,
     ) -> Result<LoadedTask, Error> {
-        if self.mode(&plugin, backbone) == Mode::Merged {
-            return LoadedTask::merge_read(backbone, plugin, plugin_sha256, path, self.threads);
+        let precision = self.precision;
+        if precision == Precision::F32 || !precision.is_here() {
+            return self.load_in(Precision::F32, plugin, plugin_sha256, path, backbone, known);
+        }
+        let task = self.load_in(precision, plugin.clone(), plugin_sha256.clone(), path, backbone, known)?;
+        let Err(error) = task.check_golden() else { return Ok(task) };
+        drop(task);
+        let (name, precision) = (&plugin.manifest.task.name, precision.as_str());
+        tracing::warn!(task = name, precision, %error, "the task is computed in single precision");
+        self.load_in(Precision::F32, plugin, plugin_sha256, path, backbone, true)
+    }
+
+    fn load_in(
+        &self,
+        precision: Precision,
+        plugin: Plugin,
+        plugin_sha256: String,
+        path: &Path,
+        backbone: &Path,
+        known: bool,
+    ) -> Result<LoadedTask, Error> {
+        let merge = |plugin: Plugin, sha256| {
+            let model = plugin.graph(Backbone::open(backbone)?)?;
+            let engine = Engine::of_precision(model, precision, self.threads)?;
+            LoadedTask::of(plugin, sha256, engine, path)
+        };
+        if self.mode(&plugin, backbone, precision) == Mode::Merged {
+            return merge(plugin, plugin_sha256);
         }
         if !known {
             plugin.graph(Backbone::open(backbone)?)?;
         }
-        let shared = self.shared(&plugin, backbone)?;
+        let shared = self.shared(&plugin, backbone, precision)?;
         match shared.engine(&plugin, self.threads)? {
             Some(engine) => {
                 let mut task = LoadedTask::of(plugin, plugin_sha256, engine, path)?;
@@ -78,15 +127,17 @@ impl Loader {
                 Ok(task)
             }
             // Nothing that can be shared.
-            None => LoadedTask::merge_read(backbone, plugin, plugin_sha256, path, self.threads),
+            None => merge(plugin, plugin_sha256),
         }
     }
 
-    fn mode(&self, plugin: &Plugin, backbone: &Path) -> Mode {
+    fn mode(&self, plugin: &Plugin, backbone: &Path, precision: Precision) -> Mode {
         match self.weights {
             Weights::Merged => Mode::Merged,
             Weights::Shared => Mode::Shared,
-            Weights::Auto if self.known(&plugin.manifest.backbone.sha256).is_some() => Mode::Shared,
+            Weights::Auto if self.known(&plugin.manifest.backbone.sha256, precision).is_some() => {
+                Mode::Shared
+            }
             Weights::Auto => {
                 let weights = fs::metadata(backbone).map_or(0, |file| file.len());
                 let copies = self.to_load.load(Ordering::Relaxed);
@@ -101,19 +152,25 @@ impl Loader {
         }
     }
 
-    fn known(&self, sha256: &str) -> Option<Arc<SharedBackbone>> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner).get(sha256)?.upgrade()
+    fn known(&self, sha256: &str, precision: Precision) -> Option<Arc<SharedBackbone>> {
+        let all = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(&(sha256.to_owned(), precision))?.upgrade()
     }
 
-    fn shared(&self, plugin: &Plugin, path: &Path) -> Result<Arc<SharedBackbone>, Error> {
+    fn shared(
+        &self,
+        plugin: &Plugin,
+        path: &Path,
+        precision: Precision,
+    ) -> Result<Arc<SharedBackbone>, Error> {
         let sha256 = &plugin.manifest.backbone.sha256;
-        if let Some(known) = self.known(sha256) {
+        if let Some(known) = self.known(sha256, precision) {
             return Ok(known);
         }
-        let shared = Arc::new(SharedBackbone::open(path, plugin)?);
+        let shared = Arc::new(SharedBackbone::open(path, plugin, precision)?);
         let mut all = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, shared| shared.strong_count() > 0);
-        all.insert(sha256.clone(), Arc::downgrade(&shared));
+        all.insert((sha256.clone(), precision), Arc::downgrade(&shared));
         Ok(shared)
     }
 }
@@ -153,6 +210,7 @@ fn available(meminfo: &str) -> Option<u64> {
 /// A backbone whose packed weights serve any number of tasks.
 pub(crate) struct SharedBackbone {
     path: PathBuf,
+    precision: Precision,
     /// What is needed of it beside the packed weights.
     rest: Backbone,
     packed: Mutex<Packed>,
@@ -166,11 +224,11 @@ struct Packed {
 }
 
 impl SharedBackbone {
-    fn open(path: &Path, plugin: &Plugin) -> Result<Self, Error> {
+    fn open(path: &Path, plugin: &Plugin, precision: Precision) -> Result<Self, Error> {
         let backbone = Backbone::open(path)?;
         plugin.check_backbone(&backbone)?;
-        let shared =
-            Self { path: path.to_owned(), rest: without_blocks(&backbone), packed: Mutex::default() };
+        let (path, rest) = (path.to_owned(), without_blocks(&backbone));
+        let shared = Self { path, precision, rest, packed: Mutex::default() };
         // While it is at hand.
         let depth = plugin.manifest.backbone.blocks.unwrap_or(backbone.arch.depth());
         if let Some((_, recipe)) = plugin.manifest.inputs().first() {
@@ -197,7 +255,7 @@ impl SharedBackbone {
         };
         backbone.truncate(depth)?;
         let model = blocks_model(backbone, size)?;
-        let of_size = model.and_then(|model| layers.pack(model));
+        let of_size = model.and_then(|model| layers.pack(model, self.precision));
         blocks.insert((depth, size), of_size.clone());
         Ok(of_size)
     }
@@ -217,7 +275,7 @@ impl SharedBackbone {
             let slices = name.map_or("slices".to_owned(), |name| of_view("slices", name));
             views.push((slices, blocks, factors));
         }
-        Ok(Some(Engine::beside(after, views, threads)?))
+        Ok(Some(Engine::beside(after, views, self.precision, threads)?))
     }
 }
 

@@ -13,7 +13,7 @@ pub(crate) fn sample() -> TaskResult {
         engine: EngineInfo {
             isa: "x86_64+avx2+fma".into(),
             kernels: "tract".into(),
-            precision: "f32".into(),
+            precision: crate::engine::Precision::F32,
             mode: crate::engine::Mode::Merged,
             threads: 2,
         },

@@ -15,7 +15,7 @@ use firmware_config::device::TaskRules;
 use firmware_config::{Manifest, Rules, Task};
 
 use crate::Error;
-use crate::engine::{EngineInfo, Mode};
+use crate::engine::{EngineInfo, Mode, Precision};
 use crate::gate::{GateLimits, GateReport};
 use crate::infer::{Context, LoadedTask, Loader, PluginRef};
 use crate::ingest::rules::{
@@ -71,7 +71,8 @@ impl Unfit {
     /// The result that says so; none where nothing is known of the plugin.
     pub fn refusal(&self, input: &Input, context: &Context) -> Option<TaskResult> {
         let (manifest, Placed { sha256, task, target }) = self.plugin.as_ref()?;
-        let (target, engine) = (target.as_ref(), EngineInfo::here(Mode::Merged, self.threads));
+        let (target, engine) =
+            (target.as_ref(), EngineInfo::here(Precision::F32, Mode::Merged, self.threads));
         let plugin = PluginRef { manifest, plugin_sha256: sha256, target, engine };
         let reason = format!("task {} cannot be run on this device: {}", task.name, self.reason);
         Some(plugin.refusal(input, reason, context))

@@ -127,6 +127,7 @@ impl Bench {
             half: false,
             golden: Vec::new(),
             allow_patient_golden: false,
+            golden_tolerance: 1e-3,
             device: Device::Cpu,
             threads: 1,
         })
@@ -397,6 +398,7 @@ fn an_export_reproduces_libtorch_and_its_plugin_rebuilds_the_graph() {
             half: false,
             golden: Vec::new(),
             allow_patient_golden: false,
+            golden_tolerance: 1e-3,
             run: run.to_owned(),
             out: bench.path("out"),
             backbone: None,
@@ -461,6 +463,7 @@ fn an_export_on_another_backbone_leaves_no_file() {
         half: false,
         golden: Vec::new(),
         allow_patient_golden: false,
+        golden_tolerance: 1e-3,
         run: bench.path("run"),
         out: bench.path("out"),
         backbone: Some(other),

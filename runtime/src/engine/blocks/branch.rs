@@ -3,9 +3,9 @@
 //! `y = W x + b + B (A x)`: so one packed backbone serves any number of tasks, each of which holds its factors alone. `A x` has as many
 //! features as the rank, and its product with `B` goes on in the registers in which `W x` was summed.
 
-use super::Linear;
 use super::kernel::Aligned;
 use super::layout::Layout;
+use super::{Linear, Weight};
 use crate::tensor::Tensor;
 
 /// A task's factors on a vision transformer, everything folded in that a graph folds into the weights.
@@ -72,7 +72,7 @@ impl Branch {
         }
         let mut packed = Aligned::new(weight.len());
         layout.pack(&weight, inputs, packed.values_mut());
-        let down = Linear { packed, bias: vec![0.0; width], inputs };
+        let down = Linear { weight: Weight::Whole(packed), bias: vec![0.0; width], inputs };
         let outputs = b.shape[0];
         let mut up = Aligned::new(b.data.len());
         layout.pack(&b.transposed().data, rank, up.values_mut());

@@ -47,7 +47,7 @@ impl Aligned {
 /// A kernel for tiles of one size.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kernel {
-    isa: Isa,
+    pub(super) isa: Isa,
     /// Tokens in a panel.
     pub(super) lanes: usize,
     /// Features in a tile.

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use super::kernel::{Aligned, Kernels};
 use super::layout::Layout;
+use super::narrow::{Format, Narrow};
 use super::recognize::{self, Found, Layer, Norm, Stack};
 use super::vector::Isa;
-use super::{Block, Blocks, Embedding, Linear, Mlp, NormWeights, Shape};
+use super::{Block, Blocks, Embedding, Linear, Mlp, NormWeights, Shape, Weight};
+use crate::engine::Precision;
 use crate::engine::onnx::{GraphProto, TensorProto};
 use crate::tensor::Tensor;
 
@@ -16,31 +18,38 @@ use crate::tensor::Tensor;
 pub(in crate::engine) struct Layers(HashMap<Vec<Layer>, Arc<Linear>>);
 
 /// Takes what is recognized out of the graph, to be computed by this machine's instructions. What it gives is an input of the graph then.
-pub(in crate::engine) fn take_blocks(graph: &mut GraphProto) -> Vec<(Stack, Blocks)> {
-    take_blocks_for(Isa::here(), graph, &mut Layers::default())
+pub(in crate::engine) fn take_blocks(precision: Precision, graph: &mut GraphProto) -> Vec<(Stack, Blocks)> {
+    take_more_blocks(precision, graph, &mut Layers::default())
 }
 
 /// As [`take_blocks`], of one of the graphs that have the same layers under the same names: those in `layers` are not packed again.
 pub(in crate::engine) fn take_more_blocks(
+    precision: Precision,
     graph: &mut GraphProto,
     layers: &mut Layers,
 ) -> Vec<(Stack, Blocks)> {
-    take_blocks_for(Isa::here(), graph, layers)
+    take_blocks_for(Isa::here(), precision, graph, layers)
 }
 
 /// As [`take_more_blocks`], for instructions that this machine has.
-pub(super) fn take_blocks_for(isa: Isa, graph: &mut GraphProto, layers: &mut Layers) -> Vec<(Stack, Blocks)> {
+pub(super) fn take_blocks_for(
+    isa: Isa,
+    precision: Precision,
+    graph: &mut GraphProto,
+    layers: &mut Layers,
+) -> Vec<(Stack, Blocks)> {
     let stacks: Vec<_> = recognize::stacks(graph)
         .into_iter()
         .filter_map(|stack| Some((Plan::of(isa, &stack)?, stack)))
         .collect();
     recognize::remove(graph, stacks.iter().map(|(_, stack)| stack));
-    let mut pack = Pack::new(graph, stacks.iter().map(|(_, stack)| stack), layers);
+    let format = Format::of(precision, isa);
+    let mut pack = Pack::new(graph, stacks.iter().map(|(_, stack)| stack), layers, format);
     let packed = stacks.into_iter().map(|(plan, stack)| {
         let chain = stack.blocks.iter().map(|block| pack.block(plan.layout, block)).collect();
         let Plan { shape, layout } = plan;
         let embedding = Arc::new(pack.embedding(layout, &stack.embedding));
-        (stack, Blocks { shape, layout, isa, embedding, chain, branches: None })
+        (stack, Blocks { shape, layout, isa, format, embedding, chain, branches: None })
     });
     let packed = packed.collect();
     recognize::remove_unread(graph);
@@ -77,6 +86,7 @@ struct Pack<'a> {
     /// How often each constant will be asked for, yet.
     uses: HashMap<String, usize>,
     layers: &'a mut Layers,
+    format: Option<Format>,
     ropes: HashMap<[String; 2], Arc<[Vec<f32>; 2]>>,
 }
 
@@ -85,6 +95,7 @@ impl<'a> Pack<'a> {
         graph: &'a mut GraphProto,
         stacks: impl Iterator<Item = &'s Stack>,
         layers: &'a mut Layers,
+        format: Option<Format>,
     ) -> Self {
         let mut uses = HashMap::new();
         for layer in stacks.flat_map(|stack| &stack.blocks).flat_map(Found::layers) {
@@ -93,7 +104,7 @@ impl<'a> Pack<'a> {
         for input in graph.node.iter().flat_map(|node| &node.input) {
             uses.entry(input.clone()).and_modify(|uses| *uses += 1);
         }
-        Self { graph, uses, layers, ropes: HashMap::new() }
+        Self { graph, uses, layers, format, ropes: HashMap::new() }
     }
 
     fn block(&mut self, layout: Layout, found: &Found) -> Block {
@@ -154,7 +165,7 @@ impl<'a> Pack<'a> {
         let inputs = weight.shape[0];
         let mut packed = Aligned::new(weight.data.len());
         layout.pack(&weight.data, inputs, packed.values_mut());
-        let projection = Arc::new(Linear { packed, bias: vec![0.0; d], inputs });
+        let projection = Arc::new(Linear { weight: Weight::Whole(packed), bias: vec![0.0; d], inputs });
         self.layers.0.insert(name, Arc::clone(&projection));
         projection
     }
@@ -171,15 +182,32 @@ impl<'a> Pack<'a> {
         let linear = known.unwrap_or_else(|| {
             let bias: Vec<f32> = layers.iter().flat_map(|layer| self.floats(&layer.bias)).collect();
             let inputs = self.constant(&layers[0].weight).dims[0] as usize;
-            let mut packed = Aligned::new(inputs * bias.len());
-            let mut rest = packed.values_mut();
-            for layer in layers {
-                let weight = self.floats(&layer.weight);
-                let (here, after) = rest.split_at_mut(weight.len());
-                layout.pack(&weight, inputs, here);
-                rest = after;
-            }
-            Arc::new(Linear { packed, bias, inputs })
+            let weight = match self.format {
+                None => {
+                    let mut packed = Aligned::new(inputs * bias.len());
+                    let mut rest = packed.values_mut();
+                    for layer in layers {
+                        let weight = self.floats(&layer.weight);
+                        let (here, after) = rest.split_at_mut(weight.len());
+                        layout.pack(&weight, inputs, here);
+                        rest = after;
+                    }
+                    Weight::Whole(packed)
+                }
+                Some(format) => {
+                    let weights: Vec<Vec<f32>> =
+                        layers.iter().map(|layer| self.floats(&layer.weight)).collect();
+                    let mut all = Vec::with_capacity(inputs * bias.len());
+                    for row in 0..inputs {
+                        for weight in &weights {
+                            let outputs = weight.len() / inputs;
+                            all.extend_from_slice(&weight[row * outputs..][..outputs]);
+                        }
+                    }
+                    Weight::Narrow(Narrow::new(format, layout.kernels.main.columns, &all, &bias))
+                }
+            };
+            Arc::new(Linear { weight, bias, inputs })
         });
         for layer in layers {
             let uses = self.uses.get_mut(&layer.weight).expect("the uses were counted");

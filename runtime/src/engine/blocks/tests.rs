@@ -7,6 +7,7 @@ use super::recognize::Stack;
 use super::vector::Isa;
 use super::{Blocks, Crew, Factors, LayerFactors};
 use crate::backbone::Backbone;
+use crate::engine::Precision;
 use crate::engine::onnx::{self, GraphProto};
 use crate::graph::{GraphMeta, task_graph};
 use crate::tensor::{Tensor, Tensors};
@@ -55,7 +56,7 @@ fn every_vision_transformer_is_recognized() {
         ("siglip_hf_98x84", 3, false),
     ] {
         let (mut graph, _) = case(name);
-        let stacks = take_blocks_for(Isa::here(), &mut graph, &mut Layers::default());
+        let stacks = take_blocks_for(Isa::here(), Precision::F32, &mut graph, &mut Layers::default());
         let [(stack, _)] = &stacks[..] else { panic!("{name}: {} stacks", stacks.len()) };
         assert_eq!((stack.blocks.len(), stack.attention.is_some()), (blocks, cls), "{name}");
         assert!(graph.initializer.iter().all(|constant| !constant.name.starts_with("blocks.")), "{name}");
@@ -70,7 +71,7 @@ type Change = fn(&mut GraphProto);
 fn no_other_network_is_recognized() {
     let (mut graph, _) = case("davit_timm_48x48");
     let before = graph.clone();
-    assert!(take_blocks_for(Isa::here(), &mut graph, &mut Layers::default()).is_empty());
+    assert!(take_blocks_for(Isa::here(), Precision::F32, &mut graph, &mut Layers::default()).is_empty());
     assert_eq!(graph.node, before.node);
 
     // A block that does one thing otherwise, or that something else looks into, is none, and no chain goes on across it.
@@ -107,7 +108,7 @@ fn no_other_network_is_recognized() {
     for (what, change) in changes {
         let (mut graph, _) = case("dinov2reg4_timm_42x56");
         change(&mut graph);
-        let stacks = take_blocks_for(Isa::here(), &mut graph, &mut Layers::default());
+        let stacks = take_blocks_for(Isa::here(), Precision::F32, &mut graph, &mut Layers::default());
         let all: usize = stacks.iter().map(|(stack, _)| stack.blocks.len()).sum();
         assert!(all < 3, "{what}: {all} blocks");
     }
@@ -134,7 +135,8 @@ fn instructions_and_threads_do_not_change_what_is_computed() {
     for (name, beside) in names.into_iter().flat_map(|name| [(name, false), (name, true)]) {
         let (graph, slice) = case(name);
         let blocks = |isa: Isa| -> Blocks {
-            let (stack, blocks) = take_blocks_for(isa, &mut graph.clone(), &mut Layers::default()).remove(0);
+            let (stack, blocks) =
+                take_blocks_for(isa, Precision::F32, &mut graph.clone(), &mut Layers::default()).remove(0);
             if beside { blocks.beside(&factors(&stack, &blocks)) } else { blocks }
         };
         let found: Vec<(Isa, Vec<f32>)> =

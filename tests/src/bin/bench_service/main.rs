@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use firmware_config::device::Weights;
+use runtime::backbone::Backbone;
+use runtime::engine::{Engine, Precision};
 use runtime::infer::{LoadedTask, Loader};
 use runtime::plugin::Plugin;
 use runtime::recipe::Prepared;
@@ -58,9 +60,9 @@ fn run() -> Result<()> {
         bail!("--backbone FILE is missing; start this with `cargo xtask bench`");
     };
     ensure!(flag == "--backbone", "{} is no flag; give --backbone FILE", flag.display());
+    ways(backbone.clone())?;
     idle()?;
     four_scanners()?;
-    shared_weights(backbone.clone())?;
     last_slice(backbone)
 }
 
@@ -239,33 +241,47 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// A slice through weights that tasks share, and one through merged weights, in turns.
-fn shared_weights(backbone: PathBuf) -> Result<()> {
+/// A slice through weights that tasks share, and in less than single precision, in turns with one through merged weights.
+fn ways(backbone: PathBuf) -> Result<()> {
     let fixture = Fixture::on(backbone, tempfile::tempdir()?, |manifest| {
         manifest.recipe.size = [224, 224];
         manifest.lora.rank = 8;
     });
+    let (plugin, sha256) = Plugin::read(&fixture.plugin)?;
     for threads in [1, 2] {
-        let mut engines = Vec::new();
-        for weights in [Weights::Merged, Weights::Shared] {
-            let loader = Loader::new(&fixture.backbone, threads, weights);
-            let (plugin, sha256) = Plugin::read(&fixture.plugin)?;
-            engines.push(loader.load(plugin, sha256, &fixture.plugin, &fixture.backbone, true)?.engine);
+        let loader = Loader::new(&fixture.backbone, threads, Weights::Shared);
+        let (path, backbone) = (&fixture.plugin, &fixture.backbone);
+        let shared = loader.load(plugin.clone(), sha256.clone(), path, backbone, true)?.engine;
+        let merged = |precision| -> Result<Engine> {
+            let graph = plugin.graph(Backbone::open(backbone)?)?;
+            Ok(Engine::of_precision(graph, precision, threads)?)
+        };
+        let ways = [
+            ("f32", merged(Precision::F32)?, 1.0),
+            ("shared weights", shared, MOST_SHARED),
+            ("bf16", merged(Precision::Bf16)?, 1.0),
+            ("int8", merged(Precision::Int8)?, 1.0),
+        ];
+        let mut encoders = Vec::new();
+        for (_, engine, _) in &ways {
+            encoders.push(engine.encoder(0, threads)?);
         }
-        let mut encoders =
-            engines.iter().map(|engine| engine.encoder(0, threads)).collect::<Result<Vec<_>, _>>()?;
-        let mut ratios = Vec::new();
-        for turn in 0..31 {
-            let mut times = [0.0; 2];
-            for at in [turn % 2, 1 - turn % 2] {
+        let mut ratios = vec![Vec::new(); ways.len()];
+        for _ in 0..31 {
+            let mut times = Vec::new();
+            for encoder in &mut encoders {
                 let start = Instant::now();
-                encoders[at].encode(|out| out.fill(0.5))?;
-                times[at] = start.elapsed().as_secs_f64();
+                encoder.encode(|out| out.fill(0.5))?;
+                times.push(start.elapsed().as_secs_f64());
             }
-            ratios.push(times[1] / times[0]);
+            ratios.iter_mut().zip(&times).for_each(|(ratios, time)| ratios.push(time / times[0]));
         }
-        let name = "a slice, ViT-S/14 at 224, rank 8, with shared weights to one with merged weights";
-        row(name, "times", median(ratios), MOST_SHARED, threads);
+        for ((way, engine, limit), ratios) in ways.iter().zip(ratios).skip(1) {
+            let precision = engine.info().precision.as_str();
+            let name =
+                format!("a slice, ViT-S/14 at 224, rank 8, {way} ({precision}) to merged weights in f32");
+            row(&name, "times", median(ratios), *limit, threads);
+        }
     }
     Ok(())
 }
