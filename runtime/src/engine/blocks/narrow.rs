@@ -4,7 +4,7 @@
 //! quarter of its rows, and the kernel differs from [`super::kernel`]'s in nothing but what it does with two words. Sums are f32 for bf16,
 //! and exact for integers.
 //!
-//! Integers are symmetric: of a weight with a scale for each output, of an input with a scale for each token, found as it comes. The
+//! Integers are symmetric: of a weight with a scale for each output, of an input with a scale for each token, found as it comes. On x86 the
 //! instructions multiply unsigned inputs, so 128 is added to these and taken from the sums again.
 
 #![allow(unsafe_code, reason = "vector instructions are called where they were found")]
@@ -21,7 +21,7 @@ use crate::engine::Precision;
 /// Greatest integer of eight bits, on both sides of zero.
 const MOST: f32 = 127.0;
 /// What is added to an input's integers.
-const OFFSET: i32 = 128;
+const OFFSET: i32 = if cfg!(target_arch = "x86_64") { 128 } else { 0 };
 
 /// A layer's weight in words `[out / columns, in / values of a word, columns]`.
 pub(super) struct Narrow {
@@ -63,7 +63,16 @@ impl Format {
             }
     }
 
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    fn is_there(self, _: Isa) -> bool {
+        use std::arch::is_aarch64_feature_detected as has;
+        match self {
+            Self::Bf16 => has!("bf16"),
+            Self::Int8 => has!("dotprod"),
+        }
+    }
+
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     fn is_there(self, _: Isa) -> bool {
         false
     }
@@ -282,7 +291,6 @@ impl WithVector for Rescale<'_> {
 }
 
 /// A register of words.
-#[cfg(target_arch = "x86_64")]
 trait WordVector: Copy {
     const LANES: usize;
     type Sum: Copy;
@@ -292,11 +300,23 @@ trait WordVector: Copy {
     fn start(bits: u32) -> Self::Sum;
     /// `sum` and the products of what the words hold.
     fn dot(sum: Self::Sum, tokens: Self, weights: Self) -> Self::Sum;
+    /// [`Self::dot`] of each register of a row with each column's word.
+    #[inline(always)]
+    fn outer<const N: usize>(row: [Self; N], weights: &[u32; COLUMNS], sums: &mut [[Self::Sum; N]; COLUMNS]) {
+        for c in 0..COLUMNS {
+            let weight = Self::splat(weights[c]);
+            for n in 0..N {
+                sums[c][n] = Self::dot(sums[c][n], row[n], weight);
+            }
+        }
+    }
     fn store(sum: Self::Sum, values: &mut [f32]);
 }
 
-/// As [`super::kernel`]'s product, of eight columns and `N` registers of tokens.
-#[cfg(target_arch = "x86_64")]
+/// Features in a tile, wherever there are instructions for words.
+const COLUMNS: usize = 8;
+
+/// As [`super::kernel`]'s product, of `N` registers of tokens.
 #[inline(always)]
 #[allow(
     clippy::needless_range_loop,
@@ -308,41 +328,36 @@ fn product_of<W: WordVector, const N: usize>(
     start: &[u32],
     tile: &mut [f32],
 ) {
-    const C: usize = 8;
-    let mut sums = [[W::start(0); N]; C];
-    for c in 0..C {
+    let mut sums = [[W::start(0); N]; COLUMNS];
+    for c in 0..COLUMNS {
         sums[c] = [W::start(start[c]); N];
     }
-    for (tokens, weights) in tokens.chunks_exact(N * W::LANES).zip(weights.as_chunks::<C>().0) {
+    for (tokens, weights) in tokens.chunks_exact(N * W::LANES).zip(weights.as_chunks::<COLUMNS>().0) {
         let mut row = [W::splat(0); N];
         for n in 0..N {
             row[n] = W::load(&tokens[n * W::LANES..]);
         }
-        for c in 0..C {
-            let weight = W::splat(weights[c]);
-            for n in 0..N {
-                sums[c][n] = W::dot(sums[c][n], row[n], weight);
-            }
-        }
+        W::outer(row, weights, &mut sums);
     }
-    for c in 0..C {
+    for c in 0..COLUMNS {
         for n in 0..N {
             W::store(sums[c][n], &mut tile[(c * N + n) * W::LANES..]);
         }
     }
 }
 
+#[inline(always)]
+fn of<W: WordVector>(lanes: usize, tokens: &[u32], weights: &[u32], start: &[u32], tile: &mut [f32]) {
+    match lanes / W::LANES {
+        1 => product_of::<W, 1>(tokens, weights, start, tile),
+        2 => product_of::<W, 2>(tokens, weights, start, tile),
+        3 => product_of::<W, 3>(tokens, weights, start, tile),
+        vectors => unreachable!("no kernel is of {vectors} registers"),
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 fn product(format: Format, lanes: usize, tokens: &[u32], weights: &[u32], start: &[u32], tile: &mut [f32]) {
-    #[inline(always)]
-    fn of<W: WordVector>(lanes: usize, tokens: &[u32], weights: &[u32], start: &[u32], tile: &mut [f32]) {
-        match lanes / W::LANES {
-            1 => product_of::<W, 1>(tokens, weights, start, tile),
-            2 => product_of::<W, 2>(tokens, weights, start, tile),
-            3 => product_of::<W, 3>(tokens, weights, start, tile),
-            vectors => unreachable!("no kernel is of {vectors} registers"),
-        }
-    }
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512bf16")]
     fn bf16(lanes: usize, tokens: &[u32], weights: &[u32], start: &[u32], tile: &mut [f32]) {
         if lanes.is_multiple_of(16) {
@@ -366,7 +381,24 @@ fn product(format: Format, lanes: usize, tokens: &[u32], weights: &[u32], start:
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+fn product(format: Format, lanes: usize, tokens: &[u32], weights: &[u32], start: &[u32], tile: &mut [f32]) {
+    #[target_feature(enable = "neon,bf16")]
+    fn bf16(lanes: usize, tokens: &[u32], weights: &[u32], start: &[u32], tile: &mut [f32]) {
+        of::<neon::Bf16>(lanes, tokens, weights, start, tile);
+    }
+    #[target_feature(enable = "neon,dotprod")]
+    fn int8(lanes: usize, tokens: &[u32], weights: &[u32], start: &[u32], tile: &mut [f32]) {
+        of::<neon::Int8>(lanes, tokens, weights, start, tile);
+    }
+    // SAFETY: `Format::of` has found the instructions.
+    match format {
+        Format::Bf16 => unsafe { bf16(lanes, tokens, weights, start, tile) },
+        Format::Int8 => unsafe { int8(lanes, tokens, weights, start, tile) },
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn product(format: Format, _: usize, _: &[u32], _: &[u32], _: &[u32], _: &mut [f32]) {
     unreachable!("there are no instructions for {format:?} here")
 }
@@ -442,16 +474,108 @@ mod x86 {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    #[allow(clippy::wildcard_imports, reason = "the names say whose they are")]
+    use std::arch::aarch64::*;
+    use std::arch::asm;
+
+    use super::{COLUMNS, WordVector};
+
+    /// Implements [`WordVector`] by one instruction, which std has no stable name for.
+    macro_rules! words {
+        ($name:ident, $sum:ty, |$bits:ident| $start:expr, $instruction:literal, $wide:literal, $group:literal, |$stored:ident| $floats:expr) => {
+            #[derive(Clone, Copy)]
+            pub(super) struct $name(uint32x4_t);
+
+            impl $name {
+                /// With word `K` of `weights`.
+                #[inline(always)]
+                fn dot_lane<const K: i32>(mut sum: $sum, tokens: Self, weights: uint32x4_t) -> $sum {
+                    // SAFETY: whoever runs this has found the instruction.
+                    unsafe {
+                        asm!(
+                            concat!($instruction, " {s:v}.4s, {a:v}.", $wide, ", {b:v}.", $group, "[{k}]"),
+                            s = inout(vreg) sum,
+                            a = in(vreg) tokens.0,
+                            b = in(vreg) weights,
+                            k = const K,
+                            options(pure, nomem, nostack, preserves_flags),
+                        );
+                    }
+                    sum
+                }
+            }
+
+            // SAFETY, of all that follows: slices are as long as a register.
+            #[allow(unused_unsafe, reason = "NEON is always there")]
+            impl WordVector for $name {
+                const LANES: usize = 4;
+                type Sum = $sum;
+
+                #[inline(always)]
+                fn load(words: &[u32]) -> Self {
+                    Self(unsafe { vld1q_u32(words[..4].as_ptr()) })
+                }
+
+                #[inline(always)]
+                fn splat(word: u32) -> Self {
+                    Self(unsafe { vdupq_n_u32(word) })
+                }
+
+                #[inline(always)]
+                fn start($bits: u32) -> $sum {
+                    unsafe { $start }
+                }
+
+                #[inline(always)]
+                fn dot(sum: $sum, tokens: Self, weights: Self) -> $sum {
+                    Self::dot_lane::<0>(sum, tokens, weights.0)
+                }
+
+                #[inline(always)]
+                fn outer<const N: usize>(
+                    row: [Self; N],
+                    weights: &[u32; COLUMNS],
+                    sums: &mut [[$sum; N]; COLUMNS],
+                ) {
+                    for c in (0..COLUMNS).step_by(4) {
+                        let four = Self::load(&weights[c..]).0;
+                        for n in 0..N {
+                            sums[c][n] = Self::dot_lane::<0>(sums[c][n], row[n], four);
+                            sums[c + 1][n] = Self::dot_lane::<1>(sums[c + 1][n], row[n], four);
+                            sums[c + 2][n] = Self::dot_lane::<2>(sums[c + 2][n], row[n], four);
+                            sums[c + 3][n] = Self::dot_lane::<3>(sums[c + 3][n], row[n], four);
+                        }
+                    }
+                }
+
+                #[inline(always)]
+                fn store($stored: $sum, values: &mut [f32]) {
+                    unsafe { vst1q_f32(values[..4].as_mut_ptr(), $floats) }
+                }
+            }
+        };
+    }
+
+    words! { Bf16, float32x4_t, |bits| vdupq_n_f32(f32::from_bits(bits)), "bfdot", "8h", "2h", |sum| sum }
+    words! { Int8, int32x4_t, |bits| vdupq_n_s32(bits.cast_signed()), "sdot", "16b", "4b", |sum| vcvtq_f32_s32(sum) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    #[cfg(target_arch = "aarch64")]
+    const LANES: [usize; 5] = [12, 8, 4, 12, 8];
+    #[cfg(not(target_arch = "aarch64"))]
+    const LANES: [usize; 5] = [48, 32, 24, 16, 8];
+
     #[test]
-    #[cfg(target_arch = "x86_64")]
     fn products_of_words_are_those_of_what_they_hold() {
         let isa = Isa::here();
         for format in [Format::Bf16, Format::Int8].into_iter().filter(|format| format.is_there(isa)) {
-            for (lanes, inputs) in [(48, 40), (32, 38), (24, 37), (16, 7), (8, 64)] {
+            for (lanes, inputs) in LANES.into_iter().zip([40, 38, 37, 7, 64]) {
                 let (columns, outputs) = (8, 16);
                 let wave =
                     |n: usize, by: f32| -> Vec<f32> { (0..n).map(|i| (i as f32 * by).sin()).collect() };
