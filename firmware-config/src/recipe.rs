@@ -73,6 +73,8 @@ pub enum SliceSelection {
     All,
     /// At most so many, evenly spread from the first to the last.
     AtMost(usize),
+    /// From the first to the last that shows the body (voxels above the background); what shows only air is left out.
+    Body,
 }
 
 /// How voxel values become channel values.
@@ -217,6 +219,7 @@ mod tests {
         assert!(!Recipe { plane: Plane::Axial, ..recipe.clone() }.streamable());
         assert!(!Recipe { crop: Crop::Body, ..recipe.clone() }.streamable());
         assert!(!Recipe { slices: SliceSelection::AtMost(32), ..recipe.clone() }.streamable());
+        assert!(!Recipe { slices: SliceSelection::Body, ..recipe.clone() }.streamable());
         let z = Intensity::ZScore { region: Region::Foreground };
         assert!(!Recipe { intensity: z, ..recipe }.streamable());
     }

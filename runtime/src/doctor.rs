@@ -91,7 +91,7 @@ pub fn examine(config: Option<Result<&Device, String>>, now: SystemTime) -> Vec<
         }
     };
     let weights = device.map(Weights::read);
-    let need = weights.as_ref().and_then(Weights::memory);
+    let need = device.zip(weights.as_ref()).and_then(|(device, weights)| weights.memory(device));
     checks.push(machine::cpu(&crate::engine::isa(), machine::cores(), device.and_then(|d| d.threads)));
     checks.push(machine::memory(&machine::meminfo(), need));
     checks.extend(machine::heat(&temperatures(Path::new(THERMAL))));

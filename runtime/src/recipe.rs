@@ -8,7 +8,7 @@
 //!    from the patient's right to left, in sagittal slices from anterior to posterior.
 //! 2. **Crop**, along all three axes.
 //! 3. **Slice selection.** `AtMost(n)` takes positions `i (N - 1) / (n - 1)` of N, halves rounded up; the
-//!    middle slice where n is 1.
+//!    middle slice where n is 1. `Body` takes the slices that a crop to the body would keep, without cropping them.
 //! 4. **Resize** of raw values: bilinear, antialiased when shrinking, pixel-centre aligned. Raw values come
 //!    first because their average is what a scan at that resolution would have measured, whereas averages
 //!    of clipped values depend on the window; it also resamples once for three windows.
@@ -29,7 +29,7 @@ mod view;
 
 use std::ops::Range;
 
-use firmware_config::{Fit, Plane, Recipe, SliceSelection};
+use firmware_config::{Crop, Fit, Plane, Recipe, SliceSelection};
 
 use crate::volume::Volume;
 pub use error::RecipeError;
@@ -72,7 +72,11 @@ impl<'a> Prepared<'a> {
         let lattice = Lattice::new(volume);
         let view = View::new(recipe.plane, lattice.stored_axis);
         let crop = crop::ranges(&lattice, recipe.crop);
-        let slices = select(crop[view.slice].clone(), recipe.slices);
+        let slices = match recipe.slices {
+            // Within the crop of a body all slices show it.
+            SliceSelection::Body => crop::ranges(&lattice, Crop::Body)[view.slice].clone().collect(),
+            selection => select(crop[view.slice].clone(), selection),
+        };
         let pixels = [crop[view.row].len(), crop[view.column].len()];
         let spacing = [lattice.spacing[view.row], lattice.spacing[view.column]];
         let content = content(pixels, spacing, recipe.size, recipe.fit);

@@ -13,7 +13,9 @@ use tests::programs::{program, run};
 /// On a machine without the instructions there is nothing to compare.
 fn precisions() -> Vec<(Precision, f32)> {
     let all = [(Precision::Bf16, 0.05), (Precision::Int8, 0.3)];
-    all.into_iter().filter(|(precision, _)| precision.is_here()).collect()
+    let here: Vec<_> = all.into_iter().filter(|(precision, _)| precision.is_here()).collect();
+    println!("compared on this machine: {here:?}");
+    here
 }
 
 /// What a task says of slices of waves.

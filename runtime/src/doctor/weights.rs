@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use firmware_config::device::Device;
+use firmware_config::device::{self, Device};
 use firmware_config::{Manifest, Rules};
 
 use super::Check;
@@ -73,13 +73,16 @@ impl Weights {
         std::iter::once(&self.backbone).chain(fetched).filter_map(|summary| summary.as_ref().ok())
     }
 
-    /// Bytes that the service needs: each task holds its merged weights packed for the kernels, and the one that is being loaded holds
-    /// the graph besides (`tests/tests/memory.rs` holds `infer` to that).
-    pub fn memory(&self) -> Option<u64> {
+    /// Bytes that the service needs: each task holds its merged weights packed for the kernels, or all of them hold the same, and the one
+    /// that is being loaded holds the graph besides (`tests/tests/memory.rs` holds `infer` to that, `shared_memory.rs` the service).
+    pub fn memory(&self, device: &Device) -> Option<u64> {
         let (bytes, copies) = self.sound().map(|summary| (summary.bytes, summary.copies)).max()?;
         let loaded = |task: &Task| u64::from(task.active.is_some()) + u64::from(task.shadow);
         let loaded: u64 = self.tasks().iter().map(loaded).sum();
-        Some(bytes * (copies * loaded.max(1) + 1))
+        // `auto` shares before memory becomes short; what tract holds cannot be shared.
+        let shared = device.weights != device::Weights::Merged && copies == 1;
+        let held = if shared { 1 } else { copies * loaded.max(1) };
+        Some(bytes * (held + 1))
     }
 
     pub fn checks(&self, device: &Device) -> Vec<Check> {

@@ -283,6 +283,18 @@ fn the_body_is_found_in_air() {
     let map = prepared.heatmap_volume(&[1.0; 12 * 4], [2, 2]);
     assert_eq!(map.iter().filter(|&&x| x > 0.99).count(), r.len() * 26 * 12);
     assert_eq!(map.iter().filter(|&&x| x > 0.0).count(), r.len() * 26 * 12);
+
+    // The same slices, none of them cropped.
+    let all = Recipe { crop: Crop::None, ..recipe };
+    let body = Recipe { slices: SliceSelection::Body, ..all.clone() };
+    let [all, body] = [&all, &body].map(|recipe| Prepared::new(&volume, recipe).unwrap());
+    assert_eq!((body.slices(), body.slice_index(0)), (12, 4));
+    let slice = |prepared: &Prepared<'_>, s: usize| {
+        let mut out = vec![0.0; 3 * 14 * 14];
+        prepared.write_slice(s, &mut out);
+        out
+    };
+    assert!((0..12).all(|s| slice(&body, s) == slice(&all, 4 + s)));
 }
 
 #[test]

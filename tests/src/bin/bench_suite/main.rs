@@ -1,14 +1,16 @@
 //! What precision and a part of the slices do to a task's answers, on the test volumes of a phantom suite.
 //!
 //! `bench_suite target/demo`, after `cargo xtask demo`; or any folder with `backbone.safetensors`, one `.plugin` and `data/data.csv`. Prints
-//! Markdown tables: for each way to compute, how far its logits are off and its area under the ROC curve; and for each number of slices
-//! that are evenly spread over the volume, the same against all of them.
+//! Markdown tables: for each way to compute, how far its logits are off and its area under the ROC curve; for each number of slices
+//! that are evenly spread over the volume, the same against all of them; and
+//! what slices of air do that a recipe with `slices = "body"` leaves out.
 
 use std::cmp::Ordering;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use firmware_config::Recipe;
 use firmware_config::device::Weights;
 use runtime::backbone::Backbone;
 use runtime::engine::{EncodedView, Engine, Precision, default_threads};
@@ -44,6 +46,8 @@ fn main() -> Result<()> {
     let labels: Vec<bool> = samples.iter().map(|(_, label)| *label).collect();
     let mut logits = vec![Vec::new(); ways.len()];
     let mut estimates: Vec<Vec<f32>> = vec![Vec::new(); PARTS.len()];
+    let air = air(&ways[0].1, &plugin.manifest.recipe)?;
+    let mut with_air: Vec<Vec<f32>> = vec![Vec::new(); AIR.len()];
     for (path, _) in &samples {
         let volume = volume::open(path, &volume::ReadOptions::default())?.next().context("no volume")??;
         let prepared = Prepared::new(&volume, &plugin.manifest.recipe)?;
@@ -52,6 +56,14 @@ fn main() -> Result<()> {
         for (way, (_, engine)) in ways.iter().enumerate() {
             let encoded = encode(engine)?;
             if way == 0 {
+                for (found, slices) in with_air.iter_mut().zip(AIR) {
+                    let mut more = encoded.clone();
+                    for _ in 0..slices {
+                        more.embeddings.extend_from_slice(&air.embeddings);
+                        more.attention.extend_from_slice(&air.attention);
+                    }
+                    found.push(engine.pool(vec![Some(more)])?.logits[0]);
+                }
                 for (estimates, part) in estimates.iter_mut().zip(PARTS) {
                     let some = spread(&encoded, engine.dim(), prepared.slices(), part);
                     estimates.push(engine.pool(vec![Some(some)])?.logits[0]);
@@ -80,9 +92,30 @@ fn main() -> Result<()> {
     for (part, found) in PARTS.iter().zip(&estimates) {
         println!("| {:.0} % | {} |", 100.0 * part, compared(&logits[0], found, &labels));
     }
+    println!(
+        "\n| slices of air added | largest difference of a logit | mean | area under the ROC curve | other calls at 0.5 |"
+    );
+    println!("| --- | --- | --- | --- | --- |");
+    for (slices, found) in AIR.iter().zip(&with_air) {
+        println!("| {slices} | {} |", compared(&logits[0], found, &labels));
+    }
     Ok(())
 }
 
+/// What a slice of air is encoded to: 0 everywhere, normalised.
+fn air(engine: &Engine, recipe: &Recipe) -> Result<EncodedView> {
+    let (mean, std) = recipe.normalize.mean_std();
+    let fill = |_, out: &mut [f32]| {
+        let plane = out.len() / 3;
+        for (channel, values) in out.chunks_exact_mut(plane).enumerate() {
+            values.fill(-mean[channel] / std[channel]);
+        }
+    };
+    Ok(engine.encode(0, 1, &fill)?)
+}
+
+/// How many slices of air a scan may have beyond the body.
+const AIR: [usize; 3] = [1, 4, 16];
 /// Parts of a volume's slices after which an estimate is taken.
 const PARTS: [f64; 8] = [0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0];
 
