@@ -29,8 +29,8 @@ section! {
         /// task with its factors beside it, which takes some per cent more time; `auto`, merged while there is ample memory, shared when there is
         /// not. The two round otherwise, so results say which it was.
         weights: Weights = "auto", "shared", restart;
-        /// Arithmetic of the products with a vision transformer's weights: `f32`; `bf16` or `int8`, which take about two thirds and a half of the
-        /// time where the processor has instructions for them (AVX-512 with BF16 or VNNI), and `f32` elsewhere. A task is computed so only if it
+        /// Arithmetic of the products with a vision transformer's weights: `f32`; `bf16` or `int8`, which take less time where the processor has
+        /// instructions for them (AVX-512 with BF16 or VNNI, on ARM BF16 or the dot product), and are `f32` elsewhere. A task is computed so only if it
         /// reproduces its golden cases within the tolerances that its plugin states, otherwise in `f32`; results say which it was.
         precision: Precision = "f32", "bf16", restart;
     }

@@ -142,8 +142,8 @@ impl<'a> Pack<'a> {
     }
 
     fn embedding(&mut self, layout: Layout, found: &recognize::Embedding) -> Embedding {
-        let d = self.floats(&found.bias).len();
         let bias = self.floats(&found.bias);
+        let d = bias.len();
         let mut rows = self.floats(&found.table);
         for row in rows.chunks_exact_mut(d).skip(found.before) {
             row.iter_mut().zip(&bias).for_each(|(x, bias)| *x += bias);
@@ -182,30 +182,21 @@ impl<'a> Pack<'a> {
         let linear = known.unwrap_or_else(|| {
             let bias: Vec<f32> = layers.iter().flat_map(|layer| self.floats(&layer.bias)).collect();
             let inputs = self.constant(&layers[0].weight).dims[0] as usize;
+            let weights: Vec<Vec<f32>> = layers.iter().map(|layer| self.floats(&layer.weight)).collect();
+            let rows = |row: usize| {
+                weights.iter().flat_map(move |weight| {
+                    let outputs = weight.len() / inputs;
+                    &weight[row * outputs..][..outputs]
+                })
+            };
+            let all: Vec<f32> = (0..inputs).flat_map(rows).copied().collect();
             let weight = match self.format {
                 None => {
-                    let mut packed = Aligned::new(inputs * bias.len());
-                    let mut rest = packed.values_mut();
-                    for layer in layers {
-                        let weight = self.floats(&layer.weight);
-                        let (here, after) = rest.split_at_mut(weight.len());
-                        layout.pack(&weight, inputs, here);
-                        rest = after;
-                    }
+                    let mut packed = Aligned::new(all.len());
+                    layout.pack(&all, inputs, packed.values_mut());
                     Weight::Whole(packed)
                 }
-                Some(format) => {
-                    let weights: Vec<Vec<f32>> =
-                        layers.iter().map(|layer| self.floats(&layer.weight)).collect();
-                    let mut all = Vec::with_capacity(inputs * bias.len());
-                    for row in 0..inputs {
-                        for weight in &weights {
-                            let outputs = weight.len() / inputs;
-                            all.extend_from_slice(&weight[row * outputs..][..outputs]);
-                        }
-                    }
-                    Weight::Narrow(Narrow::new(format, layout.kernels.main.columns, &all, &bias))
-                }
+                Some(format) => Weight::Narrow(Narrow::new(format, layout.kernels.main.columns, &all, &bias)),
             };
             Arc::new(Linear { weight, bias, inputs })
         });
