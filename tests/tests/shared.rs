@@ -16,6 +16,7 @@ use runtime::volume::Volume;
 use tests::fixture::{Fixture, give_views, random_backbone, scan};
 use tests::golden::with_golden;
 use tests::programs::{program, run};
+use tests::service::Site;
 
 fn load(loader: &Loader, backbone: &Path, plugin: &Path) -> LoadedTask {
     let (read, sha256) = Plugin::read(plugin).unwrap();
@@ -167,4 +168,18 @@ fn golden_cases_pass_and_verify_computes_in_the_mode_of_the_result() {
     other.labels[0].logit = other.labels[0].logit.next_up();
     std::fs::write(&claimed, other.to_json()).unwrap();
     command("verify", std::slice::from_ref(&claimed), &[]).success();
+}
+
+#[test]
+fn a_service_computes_as_it_is_told_and_says_how() {
+    let mut site = Site::new("").unwrap();
+    for (number, (weights, mode)) in
+        [("merged", Mode::Merged), ("shared", Mode::Shared)].into_iter().enumerate()
+    {
+        site.on.start_with(&[("SCANSIDE_WEIGHTS", weights)]).unwrap();
+        let files = site.series(number, [16, 16, 6]).unwrap();
+        assert!(site.send(&files).unwrap().0);
+        assert_eq!(site.next().unwrap().provenance.engine.mode, mode);
+        site.on.terminate().unwrap();
+    }
 }

@@ -292,6 +292,32 @@ impl Source for Torn {
 }
 
 #[test]
+fn a_backbone_comes_with_a_plugin_that_is_installed_by_its_name() {
+    let mut operator = Operator::new();
+    let backbone = fs::read(&operator.fixture.backbone).unwrap();
+    let digest = sha256(&backbone);
+    operator.repository.backbones = [("tiny.safetensors".into(), backbone)].into();
+    operator.repository.release();
+    operator.repository.write(Path::new(&operator.served()));
+    let on = operator.edge_box("mqtt");
+    let words = |words: &[&str]| {
+        let mut command = program("scanside");
+        command.arg("plugin").args(words).arg("--config").arg(on.config());
+        let outcome = run(command.env("SCANSIDE_BACKBONE", "/nowhere/backbone.safetensors"));
+        outcome.success();
+        outcome.stderr
+    };
+    let said = words(&["install", "north/lesion-1.0.0.plugin", "--source", &operator.served()]);
+    assert!(said.contains("fetching backbones/tiny.safetensors"), "{said}");
+    assert!(on.data().join(format!("backbones/{digest}.safetensors")).exists());
+    words(&["activate", "lesion"]);
+    // The next plugin finds it there.
+    let said = words(&["install", "north/lesion-1.1.0.plugin", "--source", &operator.served()]);
+    assert!(!said.contains("fetching"), "{said}");
+    words(&["activate", "lesion"]);
+}
+
+#[test]
 fn a_backbone_is_gone_on_with_where_it_broke_off_and_leaves_room_on_the_disk() {
     let mut operator = Operator::new();
     let backbone = fs::read(&operator.fixture.backbone).unwrap();
