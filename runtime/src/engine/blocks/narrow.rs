@@ -93,6 +93,7 @@ impl Format {
 
 /// An input in words, and of integers each token's scale.
 pub(super) struct Words {
+    /// The words' bits.
     words: Aligned,
     scales: Aligned,
 }
