@@ -1,6 +1,6 @@
 //! scanside's part in `cargo xtask bench`; `onnxruntime_bench.py` and `openvino_bench.py` in `xtask/peers` answer the same words.
 //!
-//! `bench_worker --graph TASK.onnx --slices S --threads T` says `ready MS` (time to load the graph), then answers each line on stdin:
+//! `bench_worker --graph TASK.onnx --slices S --threads T [--precision f32|bf16|int8]` says `ready MS` (time to load the graph), then answers each line on stdin:
 //! `run` with the milliseconds of one run, `logits` with the last run's logits, `peak` with this process's peak memory in MB.
 //!
 //! `bench_worker --graph TASK.onnx --backbone FILE --size N --rows cls|all` writes the graph instead: a task with two labels on the bare
@@ -15,7 +15,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use runtime::backbone::Backbone;
-use runtime::engine::Engine;
+use runtime::engine::{Engine, Precision, onnx};
 use runtime::graph::{GraphMeta, full_task_graph, task_graph};
 use runtime::tensor::{Tensor, Tensors, safetensors_bytes};
 
@@ -28,10 +28,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         return write_random(model, Path::new(flag("--backbone")?));
     }
     let graph = Path::new(flag("--graph")?);
-    match flags.get("--backbone") {
-        Some(backbone) => write_graph(Path::new(backbone), graph, flag("--size")?.parse()?, flag("--rows")?),
-        None => serve(graph, flag("--slices")?.parse()?, flag("--threads")?.parse()?),
+    if let Some(backbone) = flags.get("--backbone") {
+        return write_graph(Path::new(backbone), graph, flag("--size")?.parse()?, flag("--rows")?);
     }
+    let precision = match flags.get("--precision").copied().unwrap_or("f32") {
+        "f32" => Precision::F32,
+        "bf16" => Precision::Bf16,
+        "int8" => Precision::Int8,
+        other => return Err(format!("unknown precision {other:?}: expected f32, bf16 or int8").into()),
+    };
+    serve(graph, precision, flag("--slices")?.parse()?, flag("--threads")?.parse()?)
 }
 
 /// Query and head are waves: what they are does not matter to the time.
@@ -105,9 +111,12 @@ fn write_random(model: &str, file: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn serve(graph: &Path, slices: usize, threads: usize) -> Result<(), Box<dyn Error>> {
+fn serve(graph: &Path, precision: Precision, slices: usize, threads: usize) -> Result<(), Box<dyn Error>> {
     let start = Instant::now();
-    let (engine, _) = Engine::open(graph, threads)?;
+    let engine = Engine::of_precision(onnx::read(graph)?.0, precision, threads)?;
+    if engine.info().precision != precision {
+        return Err(format!("this machine has no instructions for {}", precision.as_str()).into());
+    }
     println!("ready {}", milliseconds(start));
     let pixels = engine.views()[0].size.iter().product::<usize>() * 3;
     let mut input = Vec::new();

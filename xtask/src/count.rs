@@ -79,8 +79,10 @@ pub fn run_chore(options: &Options) -> Result<()> {
         let mut profile = None;
         step(&format!("{title}, counted"), || {
             let counts = folder.join("counts.txt");
-            let command = if title == "scanside" {
-                emulated.command(&worker, &counts)
+            let command = if let Some(precision) = title.strip_prefix("scanside, ") {
+                let mut command = emulated.command(&worker, &counts);
+                command.args(["--precision", precision]);
+                command
             } else {
                 let mut command = emulated.python(&counts);
                 command.arg(root().join("xtask/peers/onnxruntime_bench.py"));
@@ -92,11 +94,13 @@ pub fn run_chore(options: &Options) -> Result<()> {
         profile.context("a step leaves what it made")
     };
     let profiles = [
-        count("scanside", &trimmed)?,
+        count("scanside, f32", &trimmed)?,
         count("onnxruntime, full graph", &full)?,
         count("onnxruntime, trimmed graph", &trimmed)?,
+        // What these processors have instructions for beside f32.
+        count("scanside, int8", &trimmed)?,
     ];
-    for theirs in &profiles[1..] {
+    for theirs in &profiles[1..3] {
         encoder::compare(&[profiles[0].logits.clone(), theirs.logits.clone()])?;
     }
     report(&profiles, &case.title(), options.top);
@@ -119,7 +123,7 @@ fn count(
     /// What is read of the standard input ends a stretch: loading, the first run, the second.
     const SECOND: usize = 2;
     command.arg("--graph").arg(graph).args(["--slices", "1", "--threads", "1"]);
-    let name = if title == "scanside" { "scanside" } else { "onnxruntime" };
+    let name = if title.starts_with("scanside") { "scanside" } else { "onnxruntime" };
     let mut worker = Worker::start(name, command)?;
     worker.number("run")?;
     worker.number("run")?;
@@ -135,12 +139,14 @@ fn count(
     })
 }
 
-fn row(profiles: &[Profile], case: &str) -> Row {
+/// `ours` beside onnxruntime.
+fn row(profiles: &[Profile], ours: &Profile, case: &str) -> Row {
     let millions = |profile: &Profile| profile.instructions as f64 / 1e6;
-    let ours = millions(&profiles[0]);
+    let title = &ours.title;
+    let ours = millions(ours);
     let peer = |graph, theirs: &Profile| Peer { graph, ..Peer::plain("onnxruntime", ours, millions(theirs)) };
     Row {
-        name: format!("{case}, instructions"),
+        name: format!("{case}, instructions of {title}"),
         unit: "M".into(),
         threads: 1,
         scanside: ours,
@@ -156,7 +162,7 @@ fn report(profiles: &[Profile], case: &str, top: usize) {
             println!("{:>9.2} M {share:>5.1} %  {file}  {name}", *instructions as f64 / 1e6);
         }
     }
-    println!("\n{}", table(&[row(profiles, case)]));
+    println!("\n{}", table(&[0, 3].map(|ours| row(profiles, &profiles[ours], case))));
     let scalar = scalar(&profiles[0]);
     if scalar.is_empty() {
         println!("\nscanside called no scalar transcendental");

@@ -453,11 +453,13 @@ impl Blocks {
 
 impl Linear {
     /// The layer's input of a panel's tokens.
+    #[inline]
     fn panel<'a>(&self, layout: Layout, panel: usize, tokens: &'a Aligned) -> &'a [f32] {
         &tokens.values()[layout.start(panel, self.inputs)..][..self.inputs * layout.kernel(panel).lanes]
     }
 
     /// A panel's products with the outputs from `feature` on.
+    #[inline]
     fn multiply(
         &self,
         kernel: Kernel,
