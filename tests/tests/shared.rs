@@ -113,6 +113,17 @@ fn a_plugin_for_another_backbone_or_of_another_graph_is_refused() {
     let (plugin, sha256) = read();
     let error = loader.load(plugin, sha256, &fixture.plugin, &other, true).err().expect("another backbone");
     assert!(error.to_string().contains("was fitted on"), "{error}");
+    // Nor is it taken for what it was when another file has its place.
+    let one = load(&loader, &fixture.backbone, &fixture.plugin);
+    let edit: Edit = |manifest| manifest.recipe.size = [56, 56];
+    let larger = Fixture::on(fixture.backbone.clone(), tempfile::tempdir().unwrap(), edit);
+    std::fs::rename(&fixture.backbone, fixture.folder().join("away")).unwrap();
+    std::fs::copy(&other, &fixture.backbone).unwrap();
+    let (plugin, sha256) = Plugin::read(&larger.plugin).unwrap();
+    let error = loader.load(plugin, sha256, &larger.plugin, &fixture.backbone, true).err().expect("swapped");
+    assert!(error.to_string().contains("was fitted on"), "{error}");
+    std::fs::rename(fixture.folder().join("away"), &fixture.backbone).unwrap();
+    drop(one);
     // The graph is built and compared where nobody has done that.
     let (mut plugin, sha256) = read();
     plugin.manifest.graph_sha256 = "0".repeat(64);

@@ -108,18 +108,22 @@ impl Loader {
         backbone: &Path,
         known: bool,
     ) -> Result<LoadedTask, Error> {
-        let merge = |plugin: Plugin, sha256| {
-            let model = plugin.graph(Backbone::open(backbone)?)?;
-            let engine = Engine::of_precision(model, precision, self.threads)?;
+        let merge = |plugin: Plugin, sha256, backbone: Backbone| {
+            let engine = Engine::of_precision(plugin.graph(backbone)?, precision, self.threads)?;
             LoadedTask::of(plugin, sha256, engine, path)
         };
-        if self.mode(&plugin, backbone, precision) == Mode::Merged {
-            return merge(plugin, plugin_sha256);
-        }
+        let shared = if let Some(shared) = self.known(&plugin, precision) {
+            shared
+        } else {
+            let read = Backbone::open(backbone)?;
+            if self.mode(&read) == Mode::Merged {
+                return merge(plugin, plugin_sha256, read);
+            }
+            self.share(&plugin, backbone, read, precision)?
+        };
         if !known {
             plugin.graph(Backbone::open(backbone)?)?;
         }
-        let shared = self.shared(&plugin, backbone, precision)?;
         match shared.engine(&plugin, self.threads)? {
             Some(engine) => {
                 let mut task = LoadedTask::of(plugin, plugin_sha256, engine, path)?;
@@ -127,21 +131,19 @@ impl Loader {
                 Ok(task)
             }
             // Nothing that can be shared.
-            None => merge(plugin, plugin_sha256),
+            None => merge(plugin, plugin_sha256, Backbone::open(backbone)?),
         }
     }
 
-    fn mode(&self, plugin: &Plugin, backbone: &Path, precision: Precision) -> Mode {
+    fn mode(&self, backbone: &Backbone) -> Mode {
         match self.weights {
             Weights::Merged => Mode::Merged,
             Weights::Shared => Mode::Shared,
-            Weights::Auto if self.known(&plugin.manifest.backbone.sha256, precision).is_some() => {
-                Mode::Shared
-            }
             Weights::Auto => {
-                let weights = fs::metadata(backbone).map_or(0, |file| file.len());
-                let copies = self.to_load.load(Ordering::Relaxed);
-                let mode = choose(self.running.load(Ordering::Relaxed), copies, weights, memory_at_hand());
+                let [running, to_load] =
+                    [&self.running, &self.to_load].map(|tasks| tasks.load(Ordering::Relaxed));
+                let weights = backbone.tensors.values().map(|tensor| 4 * tensor.data.len() as u64).sum();
+                let mode = choose(running, to_load, weights, memory_at_hand());
                 if mode == Mode::Shared {
                     tracing::info!(
                         "the tasks share their backbone's weights, as memory is short for one copy each"
@@ -152,25 +154,26 @@ impl Loader {
         }
     }
 
-    fn known(&self, sha256: &str, precision: Precision) -> Option<Arc<SharedBackbone>> {
+    /// The backbone of a plugin, if tasks share it already and it is to be shared.
+    fn known(&self, plugin: &Plugin, precision: Precision) -> Option<Arc<SharedBackbone>> {
         let all = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(&(sha256.to_owned(), precision))?.upgrade()
+        let known = all.get(&(plugin.manifest.backbone.sha256.clone(), precision))?.upgrade();
+        known.filter(|_| self.weights != Weights::Merged)
     }
 
-    fn shared(
+    /// Shares the backbone that was read from `path`.
+    fn share(
         &self,
         plugin: &Plugin,
         path: &Path,
+        backbone: Backbone,
         precision: Precision,
     ) -> Result<Arc<SharedBackbone>, Error> {
-        let sha256 = &plugin.manifest.backbone.sha256;
-        if let Some(known) = self.known(sha256, precision) {
-            return Ok(known);
-        }
-        let shared = Arc::new(SharedBackbone::open(path, plugin, precision)?);
+        let sha256 = backbone.sha256.clone();
+        let shared = Arc::new(SharedBackbone::new(path, backbone, plugin, precision)?);
         let mut all = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, shared| shared.strong_count() > 0);
-        all.insert((sha256.clone(), precision), Arc::downgrade(&shared));
+        all.insert((sha256, precision), Arc::downgrade(&shared));
         Ok(shared)
     }
 }
@@ -224,15 +227,14 @@ struct Packed {
 }
 
 impl SharedBackbone {
-    fn open(path: &Path, plugin: &Plugin, precision: Precision) -> Result<Self, Error> {
-        let backbone = Backbone::open(path)?;
-        plugin.check_backbone(&backbone)?;
+    /// Packs what the plugin needs of the backbone that was read from `path`.
+    fn new(path: &Path, backbone: Backbone, plugin: &Plugin, precision: Precision) -> Result<Self, Error> {
         let (path, rest) = (path.to_owned(), without_blocks(&backbone));
         let shared = Self { path, precision, rest, packed: Mutex::default() };
         // While it is at hand.
         let depth = plugin.manifest.backbone.blocks.unwrap_or(backbone.arch.depth());
         if let Some((_, recipe)) = plugin.manifest.inputs().first() {
-            shared.blocks(depth, recipe.size, Some(backbone))?;
+            shared.blocks(plugin, depth, recipe.size, Some(backbone))?;
         }
         Ok(shared)
     }
@@ -240,6 +242,7 @@ impl SharedBackbone {
     /// The blocks for slices of that size, packed at the first time.
     fn blocks(
         &self,
+        plugin: &Plugin,
         depth: usize,
         size: [usize; 2],
         backbone: Option<Backbone>,
@@ -253,6 +256,8 @@ impl SharedBackbone {
             Some(backbone) => backbone,
             None => Backbone::open(&self.path)?,
         };
+        // Also later: another file may have taken its place.
+        plugin.check_backbone(&backbone)?;
         backbone.truncate(depth)?;
         let model = blocks_model(backbone, size)?;
         let of_size = model.and_then(|model| layers.pack(model, self.precision));
@@ -271,7 +276,7 @@ impl SharedBackbone {
         let Some((after, factors)) = plugin.beside(&rest)? else { return Ok(None) };
         let mut views = Vec::new();
         for ((name, recipe), factors) in plugin.manifest.inputs().into_iter().zip(factors) {
-            let Some(blocks) = self.blocks(depth, recipe.size, None)? else { return Ok(None) };
+            let Some(blocks) = self.blocks(plugin, depth, recipe.size, None)? else { return Ok(None) };
             let slices = name.map_or("slices".to_owned(), |name| of_view("slices", name));
             views.push((slices, blocks, factors));
         }
