@@ -159,6 +159,14 @@ impl Narrow {
         Self { format, words, start, scales, inputs }
     }
 
+    /// With the outputs of another layer of the same input after its own.
+    pub(super) fn and(mut self, other: Self) -> Self {
+        self.words.extend(other.words);
+        self.start.extend(other.start);
+        self.scales.extend(other.scales);
+        self
+    }
+
     pub(super) fn format(&self) -> Format {
         self.format
     }

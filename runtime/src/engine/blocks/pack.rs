@@ -182,21 +182,27 @@ impl<'a> Pack<'a> {
         let linear = known.unwrap_or_else(|| {
             let bias: Vec<f32> = layers.iter().flat_map(|layer| self.floats(&layer.bias)).collect();
             let inputs = self.constant(&layers[0].weight).dims[0] as usize;
-            let weights: Vec<Vec<f32>> = layers.iter().map(|layer| self.floats(&layer.weight)).collect();
-            let rows = |row: usize| {
-                weights.iter().flat_map(move |weight| {
-                    let outputs = weight.len() / inputs;
-                    &weight[row * outputs..][..outputs]
-                })
-            };
-            let all: Vec<f32> = (0..inputs).flat_map(rows).copied().collect();
             let weight = match self.format {
+                // One after another, so that no more than one is held beside what is packed.
                 None => {
-                    let mut packed = Aligned::new(all.len());
-                    layout.pack(&all, inputs, packed.values_mut());
+                    let mut packed = Aligned::new(inputs * bias.len());
+                    let mut rest = packed.values_mut();
+                    for layer in layers {
+                        let weight = self.floats(&layer.weight);
+                        let (here, after) = rest.split_at_mut(weight.len());
+                        layout.pack(&weight, inputs, here);
+                        rest = after;
+                    }
                     Weight::Whole(packed)
                 }
-                Some(format) => Weight::Narrow(Narrow::new(format, layout.kernels.main.columns, &all, &bias)),
+                Some(format) => {
+                    let columns = layout.kernels.main.columns;
+                    let parts = layers.iter().map(|layer| {
+                        let [weight, bias] = [&layer.weight, &layer.bias].map(|name| self.floats(name));
+                        Narrow::new(format, columns, &weight, &bias)
+                    });
+                    Weight::Narrow(parts.reduce(Narrow::and).expect("a layer"))
+                }
             };
             Arc::new(Linear { weight, bias, inputs })
         });
