@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::DimLike;
 
-use self::blocks::{Blocks, Layers, take_blocks, take_more_blocks};
+use self::blocks::{Blocks, Layers, take_blocks};
 pub(crate) use self::blocks::{Factors, LayerFactors};
 pub use self::encoder::{EncodedSlice, Encoder};
 use self::encoder::{EncoderPlan, Fused};
@@ -114,7 +114,7 @@ pub(crate) struct SharedLayers(Layers);
 impl SharedLayers {
     /// Packs the blocks of a graph that [`crate::graph::blocks_model`] wrote; `None` if they are none that can be shared here.
     pub(crate) fn pack(&mut self, mut blocks: ModelProto, precision: Precision) -> Option<SharedBlocks> {
-        let stacks = take_more_blocks(precision, blocks.graph.as_mut()?, &mut self.0);
+        let stacks = take_blocks(precision, blocks.graph.as_mut()?, &mut self.0);
         let (_, blocks) = stacks.into_iter().next()?;
         Some(SharedBlocks(Arc::new(blocks)))
     }
@@ -281,7 +281,8 @@ impl Engine {
         precision: Precision,
         threads: usize,
     ) -> Result<Self, EngineError> {
-        let stacks = proto.graph.as_mut().map(|graph| take_blocks(precision, graph)).unwrap_or_default();
+        let take = |graph| take_blocks(precision, graph, &mut Layers::default());
+        let stacks = proto.graph.as_mut().map(take).unwrap_or_default();
         let fused = stacks.into_iter().map(|(stack, blocks)| {
             let ends = stack.ends().map(str::to_owned).collect();
             Fused { slices: stack.input, ends, blocks }

@@ -30,7 +30,7 @@ use self::kernel::{Aligned, Kernel, Kernels, TILE};
 use self::layout::{Layout, Part};
 use self::math::{Activate, Activation, Join, Joined, LayerNorm, Rotate, Scale, Softmax};
 use self::narrow::{Format, Narrow, Words};
-pub(super) use self::pack::{Layers, take_blocks, take_more_blocks};
+pub(super) use self::pack::{Layers, take_blocks};
 use self::vector::Isa;
 use super::Precision;
 

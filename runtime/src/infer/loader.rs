@@ -10,7 +10,7 @@ use firmware_config::device::{Device, Weights};
 
 use super::LoadedTask;
 use crate::Error;
-use crate::backbone::{Backbone, Body};
+use crate::backbone::Backbone;
 use crate::engine::{Engine, Mode, Precision, SharedBlocks, SharedLayers, default_threads};
 use crate::graph::{blocks_model, of_view, without_blocks};
 use crate::plugin::Plugin;
@@ -270,9 +270,6 @@ impl SharedBackbone {
         let mut rest = self.rest.clone();
         let depth = plugin.manifest.backbone.blocks.unwrap_or(rest.arch.depth());
         rest.truncate(depth)?;
-        if !matches!(rest.arch.body, Body::Vit(_)) {
-            return Ok(None);
-        }
         let Some((after, factors)) = plugin.beside(&rest)? else { return Ok(None) };
         let mut views = Vec::new();
         for ((name, recipe), factors) in plugin.manifest.inputs().into_iter().zip(factors) {

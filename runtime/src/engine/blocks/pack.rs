@@ -18,12 +18,8 @@ use crate::tensor::Tensor;
 pub(in crate::engine) struct Layers(HashMap<Vec<Layer>, Arc<Linear>>);
 
 /// Takes what is recognized out of the graph, to be computed by this machine's instructions. What it gives is an input of the graph then.
-pub(in crate::engine) fn take_blocks(precision: Precision, graph: &mut GraphProto) -> Vec<(Stack, Blocks)> {
-    take_more_blocks(precision, graph, &mut Layers::default())
-}
-
-/// As [`take_blocks`], of one of the graphs that have the same layers under the same names: those in `layers` are not packed again.
-pub(in crate::engine) fn take_more_blocks(
+/// Those of the layers that are in `layers` already, from another graph that has them under the same names, are not packed again.
+pub(in crate::engine) fn take_blocks(
     precision: Precision,
     graph: &mut GraphProto,
     layers: &mut Layers,
@@ -31,7 +27,7 @@ pub(in crate::engine) fn take_more_blocks(
     take_blocks_for(Isa::here(), precision, graph, layers)
 }
 
-/// As [`take_more_blocks`], for instructions that this machine has.
+/// As [`take_blocks`], for instructions that this machine has.
 pub(super) fn take_blocks_for(
     isa: Isa,
     precision: Precision,
