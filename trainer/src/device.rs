@@ -6,6 +6,7 @@ mod memory;
 use tch::{Cuda, Device};
 
 pub use memory::peak_bytes;
+pub(crate) use memory::upload;
 
 use crate::Error;
 

@@ -4,7 +4,7 @@ use tch::{Device, TchError, Tensor};
 
 use crate::data::{Slices, Study};
 use crate::loss::{Loss, pixel};
-use crate::model::{Encoding, Network, Parameters};
+use crate::model::{Encoding, Factors, Network, Parameters};
 use crate::workers::Workers;
 
 /// One training sample.
@@ -169,10 +169,10 @@ fn together(
         let there = || items.iter().map(|item| item.study.views[view].as_ref());
         let slices = there().flatten().map(|slices| slices.tensor(0, slices.count, device));
         let slices = slices.collect::<Result<Vec<_>, _>>()?;
-        let encoded = if slices.is_empty() {
-            None
-        } else {
-            Some(network.encode(view, &Tensor::f_cat(&slices, 0)?, masked)?)
+        let encoded = match slices.as_slice() {
+            [] => None,
+            [only] => Some(network.encode(view, only, masked)?),
+            all => Some(network.encode(view, &Tensor::f_cat(all, 0)?, masked)?),
         };
         let mut start = 0;
         for (item, slices) in there().enumerate() {
@@ -201,41 +201,97 @@ struct Chunk {
     count: usize,
 }
 
-/// The slices of all views in parts of at most `most`.
-fn parts(study: &Study, most: usize) -> Vec<Chunk> {
-    let of_view = |(view, slices): (usize, &Option<Arc<Slices>>)| {
-        let all = slices.as_ref().map_or(0, |slices| slices.count);
-        (0..all).step_by(most).map(move |start| Chunk { view, start, count: most.min(all - start) })
-    };
-    study.views.iter().enumerate().flat_map(of_view).collect()
+impl Chunk {
+    /// Parts of at most `most` slices.
+    fn split(self, most: usize) -> impl Iterator<Item = Chunk> {
+        let Self { view, start, count } = self;
+        (0..count).step_by(most).map(move |at| Chunk { view, start: start + at, count: most.min(count - at) })
+    }
+
+    /// These rows of a view's.
+    fn of(self, all: &Tensor) -> Result<Tensor, TchError> {
+        all.f_narrow(0, self.start as i64, self.count as i64)
+    }
+}
+
+/// One view of a sample that is encoded in chunks.
+struct View<'a> {
+    slices: &'a Slices,
+    /// On a GPU all slices stay there for the second time: a hundredth of what activations take, and slow to bring.
+    uploaded: Option<Tensor>,
+    /// Made of the parameters.
+    factors: Factors,
+    /// The same values as leaves, and the sums of the gradients there.
+    leaves: Factors,
+    sums: Vec<Tensor>,
+}
+
+impl<'a> View<'a> {
+    fn new(network: &Network, view: usize, slices: &'a Slices) -> Result<Self, TchError> {
+        let device = network.encoder.device();
+        let factors = network.parameters.factors(view)?;
+        let leaves = factors.to_kind(network.encoder.kind())?.leaves()?;
+        let uploaded = (device != Device::Cpu).then(|| slices.tensor(0, slices.count, device)).transpose()?;
+        let sums = factors.tensors().into_iter().map(Tensor::f_zeros_like).collect::<Result<_, _>>()?;
+        Ok(Self { slices, uploaded, factors, leaves, sums })
+    }
+
+    fn encode(&self, network: &Network, chunk: Chunk, masked: bool) -> Result<Encoding, TchError> {
+        let slices = match &self.uploaded {
+            Some(all) => chunk.of(all)?,
+            None => self.slices.tensor(chunk.start, chunk.count, Device::Cpu)?,
+        };
+        network.encoder.encode(&slices, Some(&self.leaves), masked)
+    }
+
+    /// Adds the gradients of `total` at the leaves.
+    fn backward(&mut self, total: &Tensor) -> Result<(), TchError> {
+        let gradients = Tensor::f_run_backward(&[total], &self.leaves.tensors(), false, false)?;
+        for (sum, gradient) in self.sums.iter_mut().zip(gradients).filter(|(_, g)| g.defined()) {
+            let _ = sum.f_add_(&gradient)?;
+        }
+        Ok(())
+    }
+
+    /// A scalar whose gradients at the parameters are those that the sums make.
+    fn carried(&self) -> Result<Tensor, TchError> {
+        let flat = |tensor: &Tensor| tensor.f_flatten(0, -1);
+        let factors = self.factors.tensors().into_iter().map(flat).collect::<Result<Vec<_>, _>>()?;
+        let sums = self.sums.iter().map(flat).collect::<Result<Vec<_>, _>>()?;
+        Tensor::f_cat(&factors, 0)?.f_dot(&Tensor::f_cat(&sums, 0)?)
+    }
 }
 
 /// A sample of several chunks: the embeddings of all of them first, of the last one with its activations, which serve for its
 /// gradients at once; the others are encoded again.
 fn long(network: &Network, item: &Item, plan: Plan, share: Share) -> Result<([f64; 2], Tensor), TchError> {
     let masked = plan.mask(item).is_some();
-    let device = network.encoder.device();
-    let upload = |Chunk { view, start, count }: Chunk| {
-        let slices = item.study.views[view].as_ref();
-        slices.ok_or_else(|| TchError::Convert("a view is not there".into()))?.tensor(start, count, device)
+    let mut views = Vec::with_capacity(item.study.views.len());
+    for (view, slices) in item.study.views.iter().enumerate() {
+        views.push(slices.as_ref().map(|slices| View::new(network, view, slices)).transpose()?);
+    }
+    let absent = || TchError::Convert("a sample has no slices".into());
+    let whole = |(view, there): (usize, &Option<View<'_>>)| {
+        there.as_ref().map(|there| Chunk { view, start: 0, count: there.slices.count })
     };
-    let mut chunks = parts(&item.study, plan.chunk);
-    let Some(last) = chunks.pop() else { return Err(TchError::Convert("a sample has no slices".into())) };
-    // What is on a GPU stays there for the second time: a hundredth of what activations take, and slow to bring.
-    let mut uploaded = Vec::new();
-    let mut embeddings: Vec<Vec<Tensor>> = item.study.views.iter().map(|_| Vec::new()).collect();
+    let mut whole: Vec<Chunk> = views.iter().enumerate().filter_map(whole).collect();
+    let last = whole.last_mut().ok_or_else(absent)?;
+    let open = last.split(plan.chunk).last().ok_or_else(absent)?;
+    last.count -= open.count;
+
+    let mut embeddings: Vec<Vec<Tensor>> = views.iter().map(|_| Vec::new()).collect();
     let mut patches = Vec::new();
-    for &chunk in &chunks {
+    let at_a_time = network.encoder.forward_chunk(plan.chunk);
+    for chunk in whole.iter().flat_map(|part| part.split(at_a_time)) {
         let _guard = tch::no_grad_guard();
-        let slices = upload(chunk)?;
-        let Encoding { cls, patch, .. } = network.encode(chunk.view, &slices, masked)?;
+        let view = views[chunk.view].as_ref().ok_or_else(absent)?;
+        let Encoding { cls, patch, .. } = view.encode(network, chunk, masked)?;
         embeddings[chunk.view].push(cls);
         patches.extend(patch);
-        uploaded.push((device != Device::Cpu).then_some(slices));
     }
-    let open = network.encode(last.view, &upload(last)?, masked)?;
-    embeddings[last.view].push(open.cls.f_detach()?);
-    patches.extend(open.patch.as_ref().map(Tensor::f_detach).transpose()?);
+    let encoded = views[open.view].as_ref().ok_or_else(absent)?.encode(network, open, masked)?;
+    embeddings[open.view].push(encoded.cls.f_detach()?);
+    patches.extend(encoded.patch.as_ref().map(Tensor::f_detach).transpose()?);
     // The embeddings of all slices, view by view, and with a mask their patch tokens.
     let held = |rows: Vec<Tensor>| {
         (!rows.is_empty()).then(|| Tensor::f_cat(&rows, 0)?.f_set_requires_grad(true)).transpose()
@@ -247,20 +303,24 @@ fn long(network: &Network, item: &Item, plan: Plan, share: Share) -> Result<([f6
     let (mut gradients, at_held) = network.parameters.gradients(&total.f_mul_scalar(plan.scale)?, &others)?;
     // Where a view's gradient is among them.
     let place = |view: usize| embeddings[..view].iter().flatten().count();
-    let mut backward = |chunk: Chunk, part: Encoding| {
-        let of = |part: &Tensor, whole: &Tensor| {
-            part.f_mul(&whole.f_narrow(0, chunk.start as i64, chunk.count as i64)?)?.f_sum(None)
-        };
-        let mut sums = vec![of(&part.cls, &at_held[place(chunk.view)])?];
-        if let (Some(patch), Some(whole)) = (&part.patch, at_held.last()) {
-            sums.push(of(patch, whole)?);
+    let backward = |view: &mut View<'_>, chunk: Chunk, encoded: Encoding| {
+        let of = |part: &Tensor, whole: &Tensor| part.f_mul(&chunk.of(whole)?)?.f_sum(None);
+        let mut total = of(&encoded.cls, &at_held[place(chunk.view)])?;
+        if let (Some(patch), Some(whole)) = (&encoded.patch, at_held.last()) {
+            total = total.f_add(&of(patch, whole)?)?;
         }
-        let (more, _) = network.parameters.gradients(&Tensor::f_stack(&sums, 0)?.f_sum(None)?, &[])?;
-        gradients.f_add_(&more).map(drop)
+        drop(encoded);
+        view.backward(&total)
     };
-    backward(last, open)?;
-    for (chunk, slices) in chunks.into_iter().zip(uploaded) {
-        backward(chunk, network.encode(chunk.view, &slices.map_or_else(|| upload(chunk), Ok)?, masked)?)?;
+    backward(views[open.view].as_mut().ok_or_else(absent)?, open, encoded)?;
+    for chunk in whole.into_iter().flat_map(|part| part.split(plan.chunk)) {
+        let view = views[chunk.view].as_mut().ok_or_else(absent)?;
+        let encoded = view.encode(network, chunk, masked)?;
+        backward(view, chunk, encoded)?;
+    }
+    for view in views.iter().flatten() {
+        let (more, _) = network.parameters.gradients(&view.carried()?, &[])?;
+        let _ = gradients.f_add_(&more)?;
     }
     Ok((values, gradients))
 }

@@ -2,7 +2,7 @@ use runtime::backbone::{Davit as Structure, Mlp as MlpKind, Stage as Sizes};
 use tch::{Kind, TchError, Tensor};
 
 use super::encoder::{Encoding, Loader};
-use super::layers::{Linear, Mlp, Norm, project};
+use super::layers::{Linear, Mlp, Norm, heads};
 use super::parameters::{BlockFactors, Factors};
 
 /// A frozen DaViT: convolutions between its stages, window blocks and channel blocks in turn within them. The stream is kept as
@@ -82,7 +82,6 @@ impl Davit {
         factors: Option<&Factors>,
         patches: bool,
     ) -> Result<Encoding, TchError> {
-        let scale = factors.map_or(0.0, |f| f.scale);
         let mut number = 0;
         let (_, _, h, w) = slices.size4()?;
         let mut grid = [h, w];
@@ -104,7 +103,6 @@ impl Davit {
                     // Windows and channels in turn.
                     window: if n % 2 == 0 { Some(self.window) } else { None },
                     factors: factors.map(|f| &f.blocks[number]),
-                    scale,
                 };
                 x = block.forward(&x, &attention, self.eps)?;
                 number += 1;
@@ -154,7 +152,6 @@ struct Attention<'a> {
     /// Side of a window; among channels where there is none.
     window: Option<i64>,
     factors: Option<&'a BlockFactors>,
-    scale: f64,
 }
 
 impl Block {
@@ -198,12 +195,11 @@ impl Block {
 
     /// Query, key and value of tokens `[n, d]`: `[n, 3 d]`.
     fn project(&self, x: &Tensor, attention: &Attention<'_>) -> Result<Tensor, TchError> {
-        let rows = (0, self.qkv.weight.size()[0]);
-        project(&self.qkv, x, rows, attention.factors.map(|f| &f.qkv), attention.scale)
+        self.qkv.adapted(x, attention.factors.map(|f| &f.qkv))
     }
 
     fn output(&self, mixed: &Tensor, attention: &Attention<'_>) -> Result<Tensor, TchError> {
-        self.o.adapted(mixed, attention.factors.map(|f| &f.o), attention.scale)
+        self.o.adapted(mixed, attention.factors.map(|f| &f.o))
     }
 
     /// Attention among the tokens of each window. The grid is filled up with zeros to whole windows, and these take part.
@@ -218,12 +214,8 @@ impl Block {
             .f_reshape([s, rows, side, columns, side, d])?
             .f_permute([0, 1, 3, 2, 4, 5])?
             .f_reshape([-1, d])?;
-        let heads = attention.stage.sizes.heads as i64;
-        let parts = self
-            .project(&windows, attention)?
-            .f_view_([s * rows * columns, side * side, 3, heads, d / heads])?
-            .f_permute([2, 0, 3, 1, 4])?;
-        let [q, k, v] = [parts.f_select(0, 0)?, parts.f_select(0, 1)?, parts.f_select(0, 2)?];
+        let count = attention.stage.sizes.heads as i64;
+        let [q, k, v] = heads(&self.project(&windows, attention)?, s * rows * columns, count)?;
         let mixed =
             Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None, false)?;
         let mixed = mixed.f_transpose(1, 2)?.f_reshape([-1, d])?;
@@ -240,11 +232,9 @@ impl Block {
     fn among_channels(&self, x: &Tensor, attention: &Attention<'_>) -> Result<Tensor, TchError> {
         let (s, n, d) = x.size3()?;
         let groups = attention.stage.sizes.groups as i64;
-        let parts = self
-            .project(&x.f_reshape([-1, d])?, attention)?
-            .f_view_([s, n, 3, groups, d / groups])?
-            .f_permute([2, 0, 3, 4, 1])?;
-        let [q, k, v] = [parts.f_select(0, 0)?, parts.f_select(0, 1)?, parts.f_select(0, 2)?];
+        let qkv = self.project(&x.f_reshape([-1, d])?, attention)?;
+        let [q, k, v] = heads(&qkv, s, groups)?.map(|part| part.f_transpose(2, 3));
+        let (q, k, v) = (q?, k?, v?);
         let scale = 1.0 / (n as f64).sqrt();
         let scores = q.f_mul_scalar(scale)?.f_matmul(&k.f_transpose(2, 3)?)?;
         let mixed = scores.f_softmax(-1, Kind::Float)?.f_to_kind(v.kind())?.f_matmul(&v)?;

@@ -11,6 +11,8 @@ use crate::Error;
 pub struct Encoder {
     arch: Arch,
     device: Device,
+    /// Of the blocks' matrix products.
+    kind: Kind,
     body: Body,
 }
 
@@ -99,7 +101,7 @@ impl Encoder {
             BodyKind::Vit(_) => Body::Vit(Box::new(VisionTransformer::new(&loader, grid)?)),
             BodyKind::Davit(davit) => Body::Davit(Davit::new(&loader, davit)?),
         };
-        Ok(Self { arch, device, body })
+        Ok(Self { arch, device, kind: Kind::Float, body })
     }
 
     /// The same encoder, for slices of `size` too; its weights are held once.
@@ -120,6 +122,7 @@ impl Encoder {
             Body::Vit(vit) => vit.set_precision(kind)?,
             Body::Davit(davit) => davit.set_precision(kind)?,
         }
+        self.kind = kind;
         Ok(self)
     }
 
@@ -130,7 +133,7 @@ impl Encoder {
             Body::Vit(vit) => Body::Vit(Box::new(vit.share())),
             Body::Davit(davit) => Body::Davit(davit.share()),
         };
-        Self { arch: self.arch.clone(), device: self.device, body }
+        Self { arch: self.arch.clone(), device: self.device, kind: self.kind, body }
     }
 
     /// Where the weights are.
@@ -138,12 +141,23 @@ impl Encoder {
         self.device
     }
 
+    /// The precision of the blocks' matrix products, in which they take the factors.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Slices that go through at a time where no activations are kept for a backward pass and `chunk` would go where they are.
+    /// A GPU gets more, since a few are too little work for it, and they take a tenth of the memory each.
+    pub fn forward_chunk(&self, chunk: usize) -> usize {
+        if self.device == Device::Cpu { chunk } else { 4 * chunk }
+    }
+
     /// The backbone's shape.
     pub fn arch(&self) -> &Arch {
         &self.arch
     }
 
-    /// Encodes slices `[S, 3, H, W]`, with LoRA where `factors` are given. Without `patches` the last block computes
+    /// Encodes slices `[S, 3, H, W]`, with LoRA where `factors` of this encoder's precision are given. Without `patches` the last block computes
     /// only what the embedding needs, which gives the same embedding.
     pub fn encode(
         &self,

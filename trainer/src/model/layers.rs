@@ -2,7 +2,7 @@
 
 use tch::{Kind, TchError, Tensor};
 
-use super::parameters::{Pair, Qkv};
+use super::parameters::Pair;
 
 pub(super) struct Linear {
     pub(super) weight: Tensor,
@@ -57,31 +57,30 @@ impl Linear {
         Ok(Linear { weight: self.weight.f_narrow(0, start, len)?, bias: self.bias.f_narrow(0, start, len)? })
     }
 
-    /// `x Wᵀ + b + scale (x Aᵀ) Bᵀ` for `x` `[n, in]`.
+    /// `x Wᵀ + b + (x Aᵀ) Bᵀ` for `x` `[n, in]`.
     ///
     /// As a side branch: merging `W + scale B A` in every step instead costs the gradient of a full weight, half as much
     /// again as the projection's own two products.
-    pub(super) fn adapted(&self, x: &Tensor, pair: Option<&Pair>, scale: f64) -> Result<Tensor, TchError> {
+    pub(super) fn adapted(&self, x: &Tensor, pair: Option<&Pair>) -> Result<Tensor, TchError> {
         let x = &x.f_to_kind(self.weight.kind())?;
-        let y = self.apply(x)?;
-        match pair {
-            Some(pair) => add_low_rank(y, &pair.reduce(x, scale)?, &pair.b),
-            None => Ok(y),
-        }
+        let mut y = self.apply(x)?;
+        let Some(Pair { a, b }) = pair else { return Ok(y) };
+        y.f_addmm_(&x.f_linear(a, None::<&Tensor>)?, &b.f_transpose(0, 1)?)
     }
-}
 
-impl Pair {
-    /// `scale x Aᵀ`, `[n, r]`, in the precision of `x`.
-    fn reduce(&self, x: &Tensor, scale: f64) -> Result<Tensor, TchError> {
-        x.f_linear(&self.a.f_to_kind(x.kind())?, None::<&Tensor>)?.f_mul_scalar(scale)
+    /// Columns `start..start + len` of what [`Self::adapted`] gives, `[n, len]`.
+    pub(super) fn adapted_rows(
+        &self,
+        x: &Tensor,
+        (start, len): (i64, i64),
+        pair: Option<&Pair>,
+    ) -> Result<Tensor, TchError> {
+        let rows = |pair: &Pair| {
+            Ok::<_, TchError>(Pair { a: pair.a.shallow_clone(), b: pair.b.f_narrow(0, start, len)? })
+        };
+        let pair = pair.map(rows).transpose()?;
+        self.rows(start, len)?.adapted(x, pair.as_ref())
     }
-}
-
-/// `y + low bᵀ`, in the memory of `y`.
-fn add_low_rank(mut y: Tensor, low: &Tensor, b: &Tensor) -> Result<Tensor, TchError> {
-    let b = b.f_to_kind(y.kind())?.f_transpose(0, 1)?;
-    y.f_addmm_(low, &b)
 }
 
 impl Mlp {
@@ -115,35 +114,16 @@ impl Mlp {
     }
 }
 
-/// Rows `start..start + len` of the adapted query-key-value projection of `x` `[n, d]`: `[n, len]`.
-pub(super) fn project(
-    qkv: &Linear,
-    x: &Tensor,
-    (start, len): (i64, i64),
-    factors: Option<&Qkv>,
-    scale: f64,
-) -> Result<Tensor, TchError> {
-    let x = &x.f_to_kind(qkv.weight.kind())?;
-    let y = qkv.rows(start, len)?.apply(x)?;
-    match factors {
-        None => Ok(y),
-        Some(Qkv::Fused(pair)) => add_low_rank(y, &pair.reduce(x, scale)?, &pair.b.f_narrow(0, start, len)?),
-        Some(Qkv::Separate(pairs)) => {
-            let d = pairs[0].b.size()[0];
-            let used = &pairs[(start / d) as usize..((start + len) / d) as usize];
-            let deltas = used
-                .iter()
-                .map(|pair| pair.reduce(x, scale)?.f_linear(&pair.b.f_to_kind(x.kind())?, None::<&Tensor>))
-                .collect::<Result<Vec<_>, _>>()?;
-            y.f_add(&Tensor::f_cat(&deltas, 1)?)
-        }
-    }
-}
-
-/// `[S T, parts d]` → `[parts, S, heads, T, d / heads]`.
-pub(super) fn heads(x: &Tensor, s: i64, heads: i64, parts: i64) -> Result<Tensor, TchError> {
+/// `[S T, N d]` → N times `[S, heads, T, d / heads]`.
+///
+/// Taken apart along one axis at once: the gradients are then put together by one copy, and not by one a part into zeros of
+/// the whole's size.
+pub(super) fn heads<const N: usize>(x: &Tensor, s: i64, heads: i64) -> Result<[Tensor; N], TchError> {
     let (rows, columns) = x.size2()?;
-    x.f_view_([s, rows / s, parts, heads, columns / parts / heads])?.f_permute([2, 0, 3, 1, 4])
+    let n = N as i64;
+    let parts = x.f_view_([s, rows / s, n, heads, columns / n / heads])?.f_unbind(2)?;
+    let parts = parts.iter().map(|part| part.f_transpose(1, 2)).collect::<Result<Vec<_>, _>>()?;
+    parts.try_into().map_err(|_| TchError::Convert(format!("{columns} columns do not make {n} parts")))
 }
 
 /// Attention probabilities of queries `[S, h, T', e]` over keys `[S, h, T, e]`, in f32.

@@ -2,8 +2,9 @@ use runtime::engine::{Output, ViewOutput};
 use tch::{Device, TchError, Tensor};
 
 use super::pooling::{mean, median};
-use super::{Encoder, Encoding, Parameters, Pooled, Pooling, attend, stored};
+use super::{Encoder, Encoding, Factors, Parameters, Pooled, Pooling, attend, stored};
 use crate::data::{Slices, Study};
+use crate::device;
 
 /// A frozen encoder with the trainable parameters of a task.
 pub struct Network {
@@ -16,7 +17,12 @@ pub struct Network {
 impl Network {
     /// Slices `[S, 3, H, W]` → what the encoder adapted to a view makes of them, patch tokens where asked for.
     pub fn encode(&self, view: usize, slices: &Tensor, patches: bool) -> Result<Encoding, TchError> {
-        self.encoder.encode(slices, Some(&self.parameters.factors(view)?), patches)
+        self.encoder.encode(slices, Some(&self.factors(view)?), patches)
+    }
+
+    /// The factors that adapt the encoder to a view, in its precision.
+    pub fn factors(&self, view: usize) -> Result<Factors, TchError> {
+        self.parameters.factors(view)?.to_kind(self.encoder.kind())
     }
 
     /// Embeddings `[S, d]` of each view of one study, `None` for one that is not there → weights and logits. Eq. of the paper:
@@ -47,14 +53,17 @@ impl Network {
         Ok(Pooled { weights, view_weights, logits })
     }
 
-    /// Predicts one study, at most `chunk` slices at a time, without gradients: what the exported graph gives.
+    /// Predicts one study without gradients: what the exported graph gives. At most [`Encoder::forward_chunk`] of `chunk` slices go
+    /// through at a time.
     pub fn predict(&self, study: &Study, chunk: usize) -> Result<Output, TchError> {
         let _guard = tch::no_grad_guard();
         let dim = self.encoder.arch().dim as i64;
+        let chunk = self.encoder.forward_chunk(chunk);
         let (mut embeddings, mut attention) = (Vec::new(), Vec::new());
         for (view, slices) in study.views.iter().enumerate() {
+            let factors = self.factors(view)?;
             let encode = |slices: &Tensor| {
-                let encoded = self.encode(view, slices, false)?;
+                let encoded = self.encoder.encode(slices, Some(&factors), false)?;
                 Tensor::f_cat(&[encoded.cls, encoded.cls_attention], 1)
             };
             let both = slices.as_ref().map(|slices| chunks(slices, chunk, self.encoder.device(), encode));
@@ -107,8 +116,7 @@ impl Slices {
     pub(crate) fn tensor(&self, start: usize, count: usize, device: Device) -> Result<Tensor, TchError> {
         let each = 3 * self.size[0] * self.size[1];
         let values = &self.values[start * each..(start + count) * each];
-        Tensor::f_from_slice(values)?
-            .f_view_([count as i64, 3, self.size[0] as i64, self.size[1] as i64])?
-            .f_to_device(device)
+        let [height, width] = self.size.map(|n| n as i64);
+        device::upload(values, [count as i64, 3, height, width], device)
     }
 }

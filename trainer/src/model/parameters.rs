@@ -192,18 +192,17 @@ impl Parameters {
         self.get(&format!("{}query", self.prefix(view)))
     }
 
-    /// The factors of a view, arranged for the encoder; they share their values and gradients with `self`.
+    /// The factors of a view, arranged for the encoder; the gradients go to `self`.
     pub fn factors(&self, view: usize) -> Result<Factors, TchError> {
-        let prefix = self.prefix(view);
+        let (prefix, scale) = (self.prefix(view), f64::from(self.lora.scale()));
         let pair = |name: String| -> Result<Pair, TchError> {
             Ok(Pair {
-                a: self.get(&format!("{prefix}{name}.A"))?,
+                a: self.get(&format!("{prefix}{name}.A"))?.f_mul_scalar(scale)?.f_flatten(1, -1)?,
                 b: self.get(&format!("{prefix}{name}.B"))?,
             })
         };
         let patch = if self.named.iter().any(|(name, _)| *name == format!("{prefix}lora.patch.A")) {
-            let patch = pair("lora.patch".into())?;
-            Some(Pair { a: patch.a.f_flatten(1, -1)?, b: patch.b })
+            Some(pair("lora.patch".into())?)
         } else {
             None
         };
@@ -211,17 +210,17 @@ impl Parameters {
         let blocks = (0..depth)
             .map(|n| {
                 let qkv = match self.lora.attention {
-                    AttentionLora::Fused => Qkv::Fused(pair(format!("lora.blocks.{n}.qkv"))?),
-                    AttentionLora::Separate => Qkv::Separate([
+                    AttentionLora::Fused => pair(format!("lora.blocks.{n}.qkv"))?,
+                    AttentionLora::Separate => Pair::stacked(&[
                         pair(format!("lora.blocks.{n}.q"))?,
                         pair(format!("lora.blocks.{n}.k"))?,
                         pair(format!("lora.blocks.{n}.v"))?,
-                    ]),
+                    ])?,
                 };
                 Ok(BlockFactors { qkv, o: pair(format!("lora.blocks.{n}.o"))? })
             })
             .collect::<Result<_, TchError>>()?;
-        Ok(Factors { scale: f64::from(self.lora.scale()), patch, blocks })
+        Ok(Factors { patch, blocks })
     }
 }
 
@@ -234,28 +233,61 @@ fn owned(names: &[&str]) -> Vec<String> {
     names.iter().map(ToString::to_string).collect()
 }
 
-/// LoRA factors, arranged as the encoder uses them.
+/// LoRA factors, arranged as the encoder uses them: in as few products as there are projections, each of which is a call to a
+/// GPU that has long been waiting.
 pub struct Factors {
-    pub(super) scale: f64,
     /// A is `[r, 3 p p]`; none where the patch embedding is not adapted.
     pub(super) patch: Option<Pair>,
     pub(super) blocks: Vec<BlockFactors>,
 }
 
-/// A `[r, in]` and B `[out, r]`.
+/// `scale A` `[r, in]` and B `[out, r]`.
 pub(super) struct Pair {
     pub(super) a: Tensor,
     pub(super) b: Tensor,
 }
 
 pub(super) struct BlockFactors {
-    pub(super) qkv: Qkv,
+    /// B is `[3 d, r]`; where query, key and value have factors of their own, these are stacked to rank 3 r.
+    pub(super) qkv: Pair,
     pub(super) o: Pair,
 }
 
-pub(super) enum Qkv {
-    Fused(Pair),
-    Separate([Pair; 3]),
+impl Pair {
+    /// Pairs that read the same input as one: A one below the other, B on the diagonal.
+    fn stacked(pairs: &[Self]) -> Result<Self, TchError> {
+        let a: Vec<&Tensor> = pairs.iter().map(|pair| &pair.a).collect();
+        let b: Vec<&Tensor> = pairs.iter().map(|pair| &pair.b).collect();
+        Ok(Self { a: Tensor::f_cat(&a, 0)?, b: Tensor::f_block_diag(&b)? })
+    }
+}
+
+impl Factors {
+    /// The factors rounded to `kind`.
+    pub fn to_kind(&self, kind: Kind) -> Result<Self, TchError> {
+        self.map(|tensor| tensor.f_to_kind(kind))
+    }
+
+    /// The same values apart from the parameters that they were made of. Gradients at these leaves can be added up over many
+    /// passes and then given to the parameters once.
+    pub fn leaves(&self) -> Result<Self, TchError> {
+        self.map(|tensor| tensor.f_detach()?.f_set_requires_grad(true))
+    }
+
+    /// All tensors, always in the same order.
+    pub fn tensors(&self) -> Vec<&Tensor> {
+        let blocks = self.blocks.iter().flat_map(|block| [&block.qkv, &block.o]);
+        self.patch.iter().chain(blocks).flat_map(|pair| [&pair.a, &pair.b]).collect()
+    }
+
+    fn map(&self, change: impl Fn(&Tensor) -> Result<Tensor, TchError>) -> Result<Self, TchError> {
+        let pair = |pair: &Pair| Ok::<_, TchError>(Pair { a: change(&pair.a)?, b: change(&pair.b)? });
+        let block = |block: &BlockFactors| Ok(BlockFactors { qkv: pair(&block.qkv)?, o: pair(&block.o)? });
+        Ok(Self {
+            patch: self.patch.as_ref().map(pair).transpose()?,
+            blocks: self.blocks.iter().map(block).collect::<Result<_, TchError>>()?,
+        })
+    }
 }
 
 fn normal_within_two(rng: &mut rand_chacha::ChaCha8Rng) -> f32 {

@@ -20,10 +20,10 @@ pub(super) struct PoolingHead {
 impl PoolingHead {
     pub(super) fn new(loader: &Loader<'_>, vit: &Vit, eps: f32) -> Result<Self, TchError> {
         let probe = loader.tensor("pool.probe")?.f_unsqueeze(0)?;
-        let query = loader.linear("pool.q")?.apply(&probe)?;
         let count = vit.heads as i64;
+        let [query] = heads(&loader.linear("pool.q")?.apply(&probe)?, 1, count)?;
         Ok(Self {
-            query: heads(&query, 1, count, 1)?.f_select(0, 0)?,
+            query,
             k: loader.linear("pool.k")?,
             v: loader.linear("pool.v")?,
             o: loader.linear("pool.o")?,
@@ -49,9 +49,10 @@ impl PoolingHead {
 
     /// Tokens `[S N, d]` → embeddings `[S, d]` and the attention over the tokens, mean over heads, `[S, N]`.
     pub(super) fn apply(&self, x: &Tensor, s: i64) -> Result<(Tensor, Tensor), TchError> {
-        let by_head = |layer: &Linear| heads(&layer.apply(x)?, s, self.heads, 1)?.f_select(0, 0);
-        let rows = probabilities(&self.query, &by_head(&self.k)?)?;
-        let mixed = rows.f_matmul(&by_head(&self.v)?)?.f_reshape([s, -1])?;
+        let [k] = heads(&self.k.apply(x)?, s, self.heads)?;
+        let [v] = heads(&self.v.apply(x)?, s, self.heads)?;
+        let rows = probabilities(&self.query, &k)?;
+        let mixed = rows.f_matmul(&v)?.f_reshape([s, -1])?;
         let pooled = self.o.apply(&mixed)?;
         let fed = self.mlp.apply(&self.norm.apply(&pooled, self.eps)?)?;
         Ok((pooled.f_add(&fed)?, rows.f_mean_dim(1i64, false, None)?.f_squeeze_dim(1)?))

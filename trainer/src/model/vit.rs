@@ -2,7 +2,7 @@ use runtime::backbone::{Body, Embedding};
 use tch::{Kind, TchError, Tensor};
 
 use super::encoder::{Encoding, Loader};
-use super::layers::{Linear, Mlp, Norm, heads, probabilities, project};
+use super::layers::{Linear, Mlp, Norm, heads, probabilities};
 use super::parameters::{BlockFactors, Factors};
 use super::pooling_head::PoolingHead;
 use super::rotation::Rotation;
@@ -124,12 +124,11 @@ impl VisionTransformer {
         patches: bool,
     ) -> Result<Encoding, TchError> {
         let s = slices.size()[0];
-        let scale = factors.map_or(0.0, |f| f.scale);
         let grid = self.grid(slices)?;
         let mut x = self.embed(slices, grid, factors)?;
         let tokens = x.size()[0] / s;
         let skipped = grid.prefix.as_ref().map_or(0, |prefix| prefix.size()[0]);
-        let run = Run { s, sizes: &self.sizes, rotation: grid.rotation.as_ref(), scale };
+        let run = Run { s, sizes: &self.sizes, rotation: grid.rotation.as_ref() };
         let mut attention = None;
         for (n, block) in self.blocks.iter().enumerate() {
             let factors = factors.map(|f| &f.blocks[n]);
@@ -182,7 +181,7 @@ impl VisionTransformer {
             .f_permute([0, 2, 4, 1, 3, 5])?
             .f_reshape([s * gh * gw, 3 * p * p])?;
         let pair = factors.and_then(|f| f.patch.as_ref());
-        let patches = self.patch.adapted(&pixels, pair, factors.map_or(0.0, |f| f.scale))?;
+        let patches = self.patch.adapted(&pixels, pair)?;
         let patches =
             patches.f_view((s, gh * gw, d))?.f_to_kind(grid.positions.kind())?.f_add(&grid.positions)?;
         let Some(prefix) = &grid.prefix else { return patches.f_reshape([-1, d]) };
@@ -239,11 +238,9 @@ impl Block {
         attend: bool,
     ) -> Result<(Tensor, Option<Tensor>), TchError> {
         let normed = self.norm1.apply(x, run.sizes.eps)?;
-        let d = run.sizes.dim;
-        let qkv = project(&self.qkv, &normed, (0, 3 * d), factors.map(|f| &f.qkv), run.scale)?;
-        let parts = heads(&qkv, run.s, run.sizes.heads, 3)?;
-        let (q, k) = (run.rotated(parts.f_select(0, 0)?)?, run.rotated(parts.f_select(0, 1)?)?);
-        let v = parts.f_select(0, 2)?;
+        let qkv = self.qkv.adapted(&normed, factors.map(|f| &f.qkv))?;
+        let [q, k, v] = heads(&qkv, run.s, run.sizes.heads)?;
+        let (q, k) = (run.rotated(q)?, run.rotated(k)?);
         let mixed =
             Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None, false)?;
         let row = if attend { Some(probabilities(&q.f_narrow(2, 0, 1)?, &k)?) } else { None };
@@ -261,13 +258,13 @@ impl Block {
         let normed = self.norm1.apply(x, run.sizes.eps)?;
         let (s, d) = (run.s, run.sizes.dim);
         let first = |x: &Tensor| x.f_view((s, -1, d))?.f_select(1, 0);
-        let qkv = factors.map(|f| &f.qkv);
-        let q = project(&self.qkv, &first(&normed)?, (0, d), qkv, run.scale)?;
-        let q = heads(&q, s, run.sizes.heads, 1)?.f_select(0, 0)?;
-        let kv = project(&self.qkv, &normed, (d, 2 * d), qkv, run.scale)?;
-        let kv = heads(&kv, s, run.sizes.heads, 2)?;
-        let row = probabilities(&q, &run.rotated(kv.f_select(0, 0)?)?)?;
-        let mixed = row.f_to_kind(kv.kind())?.f_matmul(&kv.f_select(0, 1)?)?;
+        let pair = factors.map(|f| &f.qkv);
+        let q = self.qkv.adapted_rows(&first(&normed)?, (0, d), pair)?;
+        let [q] = heads(&q, s, run.sizes.heads)?;
+        let kv = self.qkv.adapted_rows(&normed, (d, 2 * d), pair)?;
+        let [k, v] = heads(&kv, s, run.sizes.heads)?;
+        let row = probabilities(&q, &run.rotated(k)?)?;
+        let mixed = row.f_to_kind(v.kind())?.f_matmul(&v)?;
         Ok((self.finish(&first(x)?, &mixed, run, factors)?, row))
     }
 
@@ -280,7 +277,7 @@ impl Block {
         factors: Option<&BlockFactors>,
     ) -> Result<Tensor, TchError> {
         let mixed = mixed.f_transpose(1, 2)?.f_reshape([-1, run.sizes.dim])?;
-        let out = self.o.adapted(&mixed, factors.map(|f| &f.o), run.scale)?;
+        let out = self.o.adapted(&mixed, factors.map(|f| &f.o))?;
         let x = added(x, &out, self.scale1.as_ref())?;
         let out = self.mlp.apply(&self.norm2.apply(&x, run.sizes.eps)?)?;
         added(&x, &out, self.scale2.as_ref())
@@ -293,8 +290,6 @@ struct Run<'a> {
     s: i64,
     sizes: &'a Sizes,
     rotation: Option<&'a Rotation>,
-    /// Of the factors.
-    scale: f64,
 }
 
 impl Run<'_> {
@@ -307,8 +302,7 @@ impl Run<'_> {
     }
 }
 
-/// A branch added to the stream, after its LayerScale where it has one.
+/// A branch added to the stream, after its LayerScale where it has one. The sum is in the stream's precision.
 fn added(x: &Tensor, branch: &Tensor, scale: Option<&Tensor>) -> Result<Tensor, TchError> {
-    let branch = branch.f_to_kind(x.kind())?;
-    scale.map_or_else(|| x.f_add(&branch), |scale| x.f_addcmul(&branch, scale))
+    scale.map_or_else(|| x.f_add(branch), |scale| x.f_addcmul(branch, scale))
 }
