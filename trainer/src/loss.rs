@@ -3,7 +3,7 @@
 mod pixel;
 
 use serde::{Deserialize, Serialize};
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 pub use pixel::pixel;
 
@@ -76,28 +76,27 @@ impl Loss {
 
     /// Sum of the terms, from `logits` `[C]`; a scalar.
     pub fn sum(self, logits: &Tensor, targets: &[Option<bool>]) -> Result<Tensor, TchError> {
-        let of = |value: fn(Option<bool>) -> f32| -> Result<Tensor, TchError> {
+        // Not waited for: a GPU is still at the logits.
+        let of = |value: &dyn Fn(Option<bool>) -> f32| -> Result<Tensor, TchError> {
             let values: Vec<f32> = targets.iter().map(|&t| value(t)).collect();
-            Tensor::f_from_slice(&values)?.f_to_device(logits.device())
+            Tensor::f_from_slice(&values)?.f_to_device_(logits.device(), Kind::Float, true, false)
         };
         if self == Self::Ce {
-            let positive = of(|t| f32::from(t == Some(true)))?;
+            let positive = of(&|t| f32::from(t == Some(true)))?;
             return logits.f_log_softmax(0, None)?.f_mul(&positive)?.f_sum(None)?.f_neg();
         }
         // Unknown labels get sign 0 and weight 0. log σ(u) is stable for logits of any size.
-        let sign = of(|t| t.map_or(0.0, |t| if t { 1.0 } else { -1.0 }))?;
+        let sign = of(&|t| t.map_or(0.0, |t| if t { 1.0 } else { -1.0 }))?;
         let u = logits.f_mul(&sign)?;
         let log_likelihood = u.f_log_sigmoid()?;
         let (weight, log_likelihood) = match self {
             Self::Focal { gamma, alpha } => {
                 let alpha = alpha as f32;
-                let weights: Vec<f32> =
-                    targets.iter().map(|t| t.map_or(0.0, |t| if t { alpha } else { 1.0 - alpha })).collect();
-                let weights = Tensor::f_from_slice(&weights)?.f_to_device(logits.device())?;
+                let weights = of(&|t| t.map_or(0.0, |t| if t { alpha } else { 1.0 - alpha }))?;
                 let miss = u.f_neg()?.f_sigmoid()?.f_pow_tensor_scalar(gamma)?;
                 (weights, log_likelihood.f_mul(&miss)?)
             }
-            _ => (of(|t| f32::from(t.is_some()))?, log_likelihood),
+            _ => (of(&|t| f32::from(t.is_some()))?, log_likelihood),
         };
         log_likelihood.f_mul(&weight)?.f_sum(None)?.f_neg()
     }

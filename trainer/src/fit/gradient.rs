@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use tch::{Device, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::data::{Slices, Study};
 use crate::loss::{Loss, pixel};
@@ -79,13 +79,14 @@ pub fn gradients(
     })?;
     // Added in the order of the groups, whichever was done first.
     let mut parts = parts.into_iter();
-    let Some((mut value, mut gradients)) = parts.next() else { return Ok(None) };
+    let Some((mut values, mut gradients)) = parts.next() else { return Ok(None) };
     for (more, part) in parts {
-        value.iter_mut().zip(more).for_each(|(sum, x)| *sum += x);
+        let _ = values.f_add_(&more)?;
         let _ = gradients.f_add_(&part)?;
     }
     let _ = gradients.f_mul_scalar_(1.0 / plan.scale)?;
-    let [total, pixel] = value;
+    // Read only now that all of it is on its way: a GPU would have nothing to do meanwhile.
+    let [total, pixel] = [values.f_double_value(&[0])?, values.f_double_value(&[1])?];
     Ok(Some((Losses { total, pixel: (masks > 0).then(|| pixel / masks as f64) }, gradients)))
 }
 
@@ -120,19 +121,18 @@ fn losses(
     Ok((labels, Some(pixel(&network.parameters.decode(patches, grid)?, &mask)?)))
 }
 
-/// The weighted sum of volumes' losses, and what [`gradients`] adds up of it: its value, and the sum of the pixel losses.
-fn total(parts: Vec<(Tensor, Option<Tensor>)>, share: Share) -> Result<(Tensor, [f64; 2]), TchError> {
+/// The weighted sum of volumes' losses, and what [`gradients`] adds up of it, `[2]`: its value, and the sum of the pixel losses.
+fn total(parts: Vec<(Tensor, Option<Tensor>)>, share: Share) -> Result<(Tensor, Tensor), TchError> {
     let (labels, masks): (Vec<Tensor>, Vec<Option<Tensor>>) = parts.into_iter().unzip();
     let masks: Vec<Tensor> = masks.into_iter().flatten().collect();
     let mut total = Tensor::f_stack(&labels, 0)?.f_sum(None)?.f_mul_scalar(share.label)?;
-    let mut pixels = 0.0;
+    let mut pixels = total.f_detach()?.f_zeros_like()?;
     if !masks.is_empty() {
-        let sum = Tensor::f_stack(&masks, 0)?.f_sum(None)?;
-        pixels = sum.f_double_value(&[])?;
-        total = total.f_add(&sum.f_mul_scalar(share.mask)?)?;
+        pixels = Tensor::f_stack(&masks, 0)?.f_sum(None)?;
+        total = total.f_add(&pixels.f_mul_scalar(share.mask)?)?;
     }
-    let value = total.f_double_value(&[])?;
-    Ok((total, [value, pixels]))
+    let values = Tensor::f_stack(&[&total, &pixels], 0)?.f_detach()?.f_to_kind(Kind::Double)?;
+    Ok((total, values))
 }
 
 /// Neighbours whose slices together are at most `limit`; a longer volume is alone.
@@ -159,7 +159,7 @@ fn together(
     items: &[Item],
     plan: Plan,
     share: Share,
-) -> Result<([f64; 2], Tensor), TchError> {
+) -> Result<(Tensor, Tensor), TchError> {
     let device = network.encoder.device();
     let masked = items.iter().any(|item| plan.mask(item).is_some());
     let inputs = network.parameters.inputs();
@@ -202,9 +202,10 @@ struct Chunk {
 }
 
 impl Chunk {
-    /// Parts of at most `most` slices.
+    /// As few parts of at most `most` slices as there can be, about equally long.
     fn split(self, most: usize) -> impl Iterator<Item = Chunk> {
         let Self { view, start, count } = self;
+        let most = count.div_ceil(count.div_ceil(most).max(1)).max(1);
         (0..count).step_by(most).map(move |at| Chunk { view, start: start + at, count: most.min(count - at) })
     }
 
@@ -264,7 +265,7 @@ impl<'a> View<'a> {
 
 /// A sample of several chunks: the embeddings of all of them first, of the last one with its activations, which serve for its
 /// gradients at once; the others are encoded again.
-fn long(network: &Network, item: &Item, plan: Plan, share: Share) -> Result<([f64; 2], Tensor), TchError> {
+fn long(network: &Network, item: &Item, plan: Plan, share: Share) -> Result<(Tensor, Tensor), TchError> {
     let masked = plan.mask(item).is_some();
     let mut views = Vec::with_capacity(item.study.views.len());
     for (view, slices) in item.study.views.iter().enumerate() {
