@@ -221,7 +221,7 @@ fn first_parameters(options: &Options, arch: &Arch, resumed: bool) -> Result<Par
             .map_err(|problem| Error::Adapter { path: folder.clone(), problem })?;
     }
     // Drawn, or read, and left out: the others start from the same values whatever pools the slices.
-    parameters = parameters.pooled_by(task.train.pooling);
+    parameters = parameters.pooled_by(task.train.pooling, arch, task.train.seed, options.device)?;
     if let Some(pixel) = task.train.pixel {
         parameters = parameters.with_decoder(arch, pixel.width, task.train.seed, options.device)?;
     }

@@ -15,6 +15,7 @@ mod parameters;
 mod pooling;
 mod pooling_head;
 mod rotation;
+pub(crate) mod sequence;
 mod vit;
 
 pub use encoder::{Encoder, Encoding};

@@ -138,7 +138,8 @@ pub struct Train {
     /// Stop after so many epochs without a better one on the validation volumes. Default: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub patience: Option<usize>,
-    /// How slices become one vector: `query`, and to compare it with `mean` or `median`, which no plugin can have. Default: query.
+    /// How slices become one vector: `query`, and to compare it with `mean`, `median`, `lstm` or `transformer`, which no plugin can
+    /// have. Default: query.
     pub pooling: Pooling,
     /// Which volumes an epoch takes: `all`, or as many drawn so that classes are `balanced`. Default: all.
     pub sampling: Sampling,

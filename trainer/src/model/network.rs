@@ -2,6 +2,7 @@ use runtime::engine::{Output, ViewOutput};
 use tch::{Device, TchError, Tensor};
 
 use super::pooling::{mean, median};
+use super::sequence::{lstm, transformer};
 use super::{Encoder, Encoding, Factors, Parameters, Pooled, Pooling, attend, stored};
 use crate::data::{Slices, Study};
 use crate::device;
@@ -35,6 +36,8 @@ impl Network {
             Pooling::Query => attend(rows, &parameters.query(view)?),
             Pooling::Mean => mean(rows),
             Pooling::Median => median(rows),
+            Pooling::Lstm => lstm(parameters, rows),
+            Pooling::Transformer => transformer(parameters, rows),
         };
         for (view, rows) in embeddings.iter().enumerate() {
             let found = rows.as_ref().map(|rows| of_slices(view, rows)).transpose()?;

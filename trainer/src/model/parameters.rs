@@ -27,7 +27,7 @@ pub struct Parameters {
     pub lora: LoraSpec,
     /// Names of the task's views, in order; none where it has no views.
     pub views: Vec<String>,
-    /// What pools the slices; only [`Pooling::Query`] has parameters of its own.
+    /// What pools the slices.
     pub pooling: Pooling,
     /// Name and tensor.
     pub named: Vec<(String, Tensor)>,
@@ -65,15 +65,8 @@ impl Parameters {
         Ok(Self { lora: lora.clone(), views: owned(views), pooling: Pooling::Query, named })
     }
 
-    /// The same parameters with slices pooled in another way: without queries where they do not serve.
-    #[must_use]
-    pub fn pooled_by(mut self, pooling: Pooling) -> Self {
-        self.named.retain(|(name, _)| serves(pooling, name));
-        Self { pooling, ..self }
-    }
-
     /// From stored tensors, which must have exactly the names and shapes of
-    /// [`expected_content`], without queries where slices are not pooled by one; else one sentence.
+    /// [`expected_content`], without queries where slices are not pooled by one and with what the pooling itself has; else one sentence.
     pub fn from_stored(
         arch: &Arch,
         lora: &LoraSpec,
@@ -84,7 +77,8 @@ impl Parameters {
         device: Device,
     ) -> Result<Self, String> {
         let mut wanted = expected_content(arch, lora, labels, views);
-        wanted.retain(|(name, _)| serves(pooling, name));
+        wanted.retain(|(name, _)| pooling == Pooling::Query || !name.ends_with("query"));
+        wanted.extend(pooling.content(arch.dim));
         if let Some(name) = stored.keys().find(|name| !wanted.iter().any(|(w, _)| w == *name)) {
             return Err(format!("the tensor {name} is not a parameter of this model"));
         }
@@ -224,11 +218,6 @@ impl Parameters {
     }
 }
 
-/// Whether the parameter `name` is needed for this pooling.
-fn serves(pooling: Pooling, name: &str) -> bool {
-    pooling == Pooling::Query || !name.ends_with("query")
-}
-
 fn owned(names: &[&str]) -> Vec<String> {
     names.iter().map(ToString::to_string).collect()
 }
@@ -290,7 +279,7 @@ impl Factors {
     }
 }
 
-fn normal_within_two(rng: &mut rand_chacha::ChaCha8Rng) -> f32 {
+pub(super) fn normal_within_two(rng: &mut rand_chacha::ChaCha8Rng) -> f32 {
     loop {
         let x: f32 = StandardNormal.sample(rng);
         if x.abs() <= 2.0 {
@@ -350,7 +339,8 @@ mod tests {
             let parameters = Parameters::init(&arch, &lora, labels, &[], 0, Device::Cpu).unwrap();
             assert_eq!(parameters.count(), count, "{what}");
             // Mean and median have nothing to learn.
-            assert_eq!(parameters.pooled_by(Pooling::Median).count(), count - dim, "{what}");
+            let median = parameters.pooled_by(Pooling::Median, &arch, 0, Device::Cpu).unwrap();
+            assert_eq!(median.count(), count - dim, "{what}");
         }
     }
 
@@ -408,7 +398,11 @@ mod tests {
         let query = kept.remove("query").unwrap();
         assert!(load(&kept).contains("query is missing"));
         assert_eq!(pooled(Pooling::Mean, &kept).unwrap().to_stored().unwrap(), kept);
-        assert_eq!(back.pooled_by(Pooling::Mean).to_stored().unwrap(), kept);
+        let mean = back.pooled_by(Pooling::Mean, &arch, 0, Device::Cpu).unwrap();
+        assert_eq!(mean.to_stored().unwrap(), kept);
+        let lstm = mean.pooled_by(Pooling::Lstm, &arch, 0, Device::Cpu).unwrap().to_stored().unwrap();
+        let back = pooled(Pooling::Lstm, &lstm).unwrap();
+        assert_eq!((back.to_stored().unwrap(), lstm.len()), (lstm, kept.len() + 8));
         kept.insert("query".into(), Stored { shape: vec![2, 4], data: query.data });
         assert!(load(&kept).contains("[2, 4], expected [8]"));
         kept.insert("mystery".into(), Stored { shape: vec![1], data: vec![0.0] });

@@ -13,6 +13,10 @@ pub enum Pooling {
     /// The median over the slices, each element of the embedding by itself: of an even number of slices the mean of the two in the
     /// middle, as NumPy's `median` and torch's `quantile` have it (torch's `median` takes the lower one).
     Median,
+    /// A bidirectional LSTM over the slices in their order: the last states of both directions.
+    Lstm,
+    /// A Transformer layer with a CLS token over the slices, without positions.
+    Transformer,
 }
 
 impl Pooling {
@@ -22,6 +26,8 @@ impl Pooling {
             Self::Query => "query",
             Self::Mean => "mean",
             Self::Median => "median",
+            Self::Lstm => "lstm",
+            Self::Transformer => "transformer",
         }
     }
 }

@@ -310,7 +310,8 @@ fn mean_and_median_give_the_gradients_of_their_definitions() {
     for pooling in [Pooling::Mean, Pooling::Median] {
         let tiny = || {
             let Network { encoder, parameters } = tiny_network(5);
-            Network { encoder, parameters: parameters.pooled_by(pooling) }
+            let parameters = parameters.pooled_by(pooling, encoder.arch(), 5, Device::Cpu).unwrap();
+            Network { encoder, parameters }
         };
         let network = tiny();
         let get = |name: &str| network.parameters.get(name).unwrap();
