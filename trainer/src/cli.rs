@@ -1,3 +1,4 @@
+mod compare;
 mod evaluate;
 
 use std::io::{IsTerminal, Write};
@@ -32,6 +33,7 @@ struct Cli {
 enum Command {
     Fit(Fit),
     Summarize(Summarize),
+    Compare(compare::Compare),
     Config(Config),
     Export(Export),
     Predict(Predict),
@@ -285,6 +287,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Fit(args) => run_fit(args),
         Command::Summarize(args) => run_summarize(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Config(args) => print(&Task::read(&args.task)?.resolved(&args.task)?),
         Command::Export(args) => run_export(args),
         Command::Predict(args) => run_predict(&args),

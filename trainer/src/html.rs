@@ -133,15 +133,23 @@ svg polyline { fill: none; stroke-width: 2; stroke-linejoin: round; } svg .one {
 svg .quiet { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 4 4; } svg circle.one { fill: var(--one); } svg circle.two { fill: var(--two); }
 ";
 
+/// The page up to its heading.
+pub(crate) fn head(title: &str) -> String {
+    let title = escape(title);
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n"
+    )
+}
+
+/// The page's end.
+pub(crate) const FOOT: &str = "</main>\n</body>\n</html>\n";
+
 impl Report {
     /// The page.
     pub fn render(&self) -> String {
-        let title = escape(&self.title);
-        let mut page = format!(
-            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n"
-        );
+        let mut page = head(&self.title);
         push(&mut page, format_args!("<p>{}</p>\n", escape(&self.about)));
         page.push_str(
             "<p class=\"note\">For research use only. Nothing here is a diagnosis or meant to lead to one.</p>\n",
@@ -180,7 +188,7 @@ impl Report {
                 ),
             );
         }
-        page.push_str("</main>\n</body>\n</html>\n");
+        page.push_str(FOOT);
         page
     }
 
@@ -295,12 +303,12 @@ fn test_charts(label: &LabelScores) -> Vec<Chart> {
 }
 
 /// Appends; writing to a string does not fail.
-fn push(to: &mut String, what: std::fmt::Arguments<'_>) {
+pub(crate) fn push(to: &mut String, what: std::fmt::Arguments<'_>) {
     let _ = to.write_fmt(what);
 }
 
 /// Text as HTML.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 

@@ -7,6 +7,7 @@
 //!
 //! Preprocessing, the plugin's format, the merge and the graph are the runtime's: what is trained on is what is served.
 
+pub mod compare;
 pub mod crossval;
 pub mod data;
 pub mod device;

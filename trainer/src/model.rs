@@ -2,8 +2,9 @@
 //!
 //! `h_s` = CLS token of slice `s` after the final norm, or what a backbone without one pools; `a = softmax(H q / √d)`, `v = aᵀ H`,
 //! `logits = W v + b` (arXiv 2512.12887). Of several views each has factors and a query of its own, and the task's query pools
-//! their `v` in the same way. To compare with, `v` may also be the slices' mean or median ([`Pooling`]). The backbone's weights never ask for a gradient and there is no dropout, so
-//! there is no difference between training and inference.
+//! their `v` in the same way. To compare with, `v` may also be the slices' mean or median, or what an LSTM or a Transformer layer makes
+//! of them ([`Pooling`]). The backbone's weights never ask for a gradient and there is no dropout, so there is no difference
+//! between training and inference.
 
 mod davit;
 pub(crate) mod decoder;
@@ -24,6 +25,7 @@ pub(crate) use network::chunks;
 pub use ordinal::Ordinal;
 pub(crate) use parameters::stored;
 pub use parameters::{Factors, Group, Parameters};
+pub(crate) use pooling::median;
 pub use pooling::{Pooling, attend};
 
 use tch::Tensor;

@@ -8,9 +8,9 @@ use indicatif::ProgressBar;
 use tch::{TchError, Tensor};
 
 use crate::Error;
-use crate::data::{Cache, Split, Study};
+use crate::data::{Cache, Split, Study, Table};
 use crate::metrics::{auroc, macro_mean};
-use crate::model::{Network, Parameters, chunks, stored};
+use crate::model::{Network, Parameters, chunks, median, stored};
 use crate::predict::Row;
 use crate::task::Task;
 use crate::workers::Workers;
@@ -28,7 +28,38 @@ pub struct Probe {
     pub rows: Vec<Row>,
 }
 
-/// Fits the probe, a label at a time.
+/// A volume's embedding by the frozen backbone, of several views one after the other; a view that is not there is zero.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pooled {
+    /// Mean over the slices.
+    pub mean: Vec<f64>,
+    /// Median over the slices.
+    pub median: Vec<f64>,
+}
+
+/// Embeds a study without factors, at most `chunk` slices at a time.
+pub fn embed(network: &Network, study: &Study, chunk: usize) -> Result<Pooled, TchError> {
+    let _guard = tch::no_grad_guard();
+    let encoder = &network.encoder;
+    let chunk = encoder.forward_chunk(chunk);
+    let cls = |x: &Tensor| Ok(encoder.encode(x, None, false)?.cls);
+    let mut pooled = Pooled { mean: Vec::new(), median: Vec::new() };
+    for slices in &study.views {
+        let Some(slices) = slices else {
+            for all in [&mut pooled.mean, &mut pooled.median] {
+                all.resize(all.len() + encoder.arch().dim, 0.0);
+            }
+            continue;
+        };
+        let rows = chunks(slices, chunk, encoder.device(), cls)?;
+        let values = |of: Tensor| Ok::<_, TchError>(stored(&of)?.data.into_iter().map(f64::from));
+        pooled.mean.extend(values(rows.f_mean_dim(0i64, false, None)?)?);
+        pooled.median.extend(values(median(&rows)?.1)?);
+    }
+    Ok(pooled)
+}
+
+/// Fits the probe on mean-pooled embeddings.
 pub fn fit(
     workers: &Workers,
     parameters: &Parameters,
@@ -39,70 +70,97 @@ pub fn fit(
     let table = cache.table();
     let indices: Vec<usize> = (0..table.samples.len()).collect();
     let chunk = task.train.chunk;
-    let embed = move |network: &Network, study: &Study| -> Result<Vec<f64>, TchError> {
-        let _guard = tch::no_grad_guard();
-        let encoder = &network.encoder;
-        let cls = |x: &Tensor| Ok(encoder.encode(x, None, false)?.cls);
-        let mut means = Vec::new();
-        for slices in &study.views {
-            // A view that is not there is a mean of zero.
-            let Some(slices) = slices else {
-                means.extend(std::iter::repeat_n(0.0, encoder.arch().dim));
-                continue;
-            };
-            let mean = chunks(slices, chunk, encoder.device(), cls)?.f_mean_dim(0i64, false, None)?;
-            means.extend(stored(&mean)?.data.into_iter().map(f64::from));
-        }
-        Ok(means)
+    let work = move |network: &Network, study: &Study| Ok(embed(network, study, chunk)?.mean);
+    let features = workers.over(parameters, &indices, |i| cache.get(i), work, |n| progress.inc(n as u64))?;
+    let probe = LinearProbe::fit(table, task, &features);
+    let rows = features.iter().enumerate().filter(|(i, _)| table.samples[*i].split != Split::Train);
+    let row = |(index, features): (usize, &Vec<f64>)| {
+        Some(Row { index, logits: probe.logits(features)?, located: None })
     };
-    let found = workers.over(parameters, &indices, |i| cache.get(i), embed, |n| progress.inc(n as u64))?;
-    let dim = found.iter().flatten().map(Vec::len).next().unwrap_or(0);
-    let read: Vec<bool> = found.iter().map(Option::is_some).collect();
-    let split = |split| table.split(split).into_iter().filter(|&i| read[i]).collect::<Vec<usize>>();
-    let mut features: Vec<Vec<f64>> =
-        found.into_iter().map(|found| found.unwrap_or_else(|| vec![0.0; dim])).collect();
-    standardise(&mut features, &split(Split::Train));
-
-    let heads = (0..task.labels.len()).map(|label| {
-        let of = |which| -> (Vec<&[f64]>, Vec<bool>) {
-            let known = |i: usize| Some((features[i].as_slice(), table.samples[i].targets[label]?));
-            split(which).into_iter().filter_map(known).unzip()
-        };
-        let (train, val, test) = (of(Split::Train), of(Split::Val), of(Split::Test));
-        let mut best: Option<(f64, Option<f64>, Head)> = None;
-        for penalty in PENALTIES {
-            let head = Head::fit(&train.0, &train.1, penalty)?;
-            let area = |(x, y): &(Vec<&[f64]>, Vec<bool>)| {
-                auroc(&x.iter().map(|x| head.score(x)).collect::<Vec<_>>(), y)
-            };
-            let chosen_by = area(&val).unwrap_or(f64::NEG_INFINITY);
-            if best.as_ref().is_none_or(|(score, ..)| chosen_by > *score) {
-                best = Some((chosen_by, area(&test), head));
-            }
-        }
-        best.map(|(_, test, head)| (test, head))
-    });
-    let heads: Vec<Option<(Option<f64>, Head)>> = heads.collect();
-    let held_out = indices.iter().filter(|&&i| read[i] && table.samples[i].split != Split::Train);
-    let row = |&index: &usize| {
-        let logit =
-            |head: &Option<(Option<f64>, Head)>| Some(head.as_ref()?.1.score(&features[index]) as f32);
-        Some(Row { index, logits: heads.iter().map(logit).collect::<Option<_>>()?, located: None })
-    };
-    let rows = held_out.map(row).collect::<Option<_>>().unwrap_or_default();
-    Ok(Probe { auroc: macro_mean(heads.iter().map(|head| head.as_ref().and_then(|(test, _)| *test))), rows })
+    let rows: Vec<Row> = rows.filter_map(|(i, found)| Some((i, found.as_ref()?))).filter_map(row).collect();
+    Ok(Probe { auroc: probe.auroc, rows })
 }
 
-/// Shifts and scales each feature to mean 0 and standard deviation 1 over the rows `of`.
-fn standardise(features: &mut [Vec<f64>], of: &[usize]) {
-    let n = of.len().max(1) as f64;
-    for k in 0..features.first().map_or(0, Vec::len) {
-        let mean = of.iter().map(|&i| features[i][k]).sum::<f64>() / n;
-        let variance = of.iter().map(|&i| (features[i][k] - mean).powi(2)).sum::<f64>() / n;
-        let scale = if variance > 0.0 { 1.0 / variance.sqrt() } else { 0.0 };
-        for row in features.iter_mut() {
-            row[k] = (row[k] - mean) * scale;
-        }
+/// Logistic heads over frozen embeddings, one a label.
+pub struct LinearProbe {
+    /// On test volumes, mean over the labels for which it can be computed.
+    pub auroc: Option<f64>,
+    /// Of the training volumes.
+    standard: Standard,
+    heads: Vec<Option<Head>>,
+}
+
+impl LinearProbe {
+    /// Fits a head a label on `features`, one a row of `table`, `None` for one that could not be read.
+    pub fn fit(table: &Table, task: &Task, features: &[Option<Vec<f64>>]) -> Self {
+        let split = |split| {
+            let rows = table.split(split).into_iter();
+            rows.filter(|&i| features[i].is_some()).collect::<Vec<usize>>()
+        };
+        let standard = Standard::of(split(Split::Train).into_iter().filter_map(|i| features[i].as_deref()));
+        let features: Vec<Option<Vec<f64>>> =
+            features.iter().map(|found| Some(standard.apply(found.as_ref()?))).collect();
+        let mut areas = Vec::new();
+        let heads = (0..task.labels.len()).map(|label| {
+            let of = |which| -> (Vec<&[f64]>, Vec<bool>) {
+                let known = |i: usize| Some((features[i].as_deref()?, table.samples[i].targets[label]?));
+                split(which).into_iter().filter_map(known).unzip()
+            };
+            let (train, val, test) = (of(Split::Train), of(Split::Val), of(Split::Test));
+            let mut best: Option<(f64, Option<f64>, Head)> = None;
+            for penalty in PENALTIES {
+                let head = Head::fit(&train.0, &train.1, penalty)?;
+                let area = |(x, y): &(Vec<&[f64]>, Vec<bool>)| {
+                    auroc(&x.iter().map(|x| head.score(x)).collect::<Vec<_>>(), y)
+                };
+                let chosen_by = area(&val).unwrap_or(f64::NEG_INFINITY);
+                if best.as_ref().is_none_or(|(score, ..)| chosen_by > *score) {
+                    best = Some((chosen_by, area(&test), head));
+                }
+            }
+            let (_, test, head) = best?;
+            areas.push(test);
+            Some(head)
+        });
+        let heads = heads.collect();
+        Self { auroc: macro_mean(areas), standard, heads }
+    }
+
+    /// `[C]`; `None` where a label lacked a class among the training volumes.
+    pub fn logits(&self, features: &[f64]) -> Option<Vec<f32>> {
+        let x = self.standard.apply(features);
+        self.heads.iter().map(|head| Some(head.as_ref()?.score(&x) as f32)).collect()
+    }
+
+    /// Weights and biases of all heads.
+    pub fn count(&self) -> usize {
+        self.heads.len() * (self.standard.mean.len() + 1)
+    }
+}
+
+/// Mean and scale of each feature.
+struct Standard {
+    mean: Vec<f64>,
+    /// One over the standard deviation; 0 for a feature that does not vary.
+    scale: Vec<f64>,
+}
+
+impl Standard {
+    fn of<'a>(rows: impl Iterator<Item = &'a [f64]>) -> Self {
+        let rows: Vec<&[f64]> = rows.collect();
+        let n = rows.len().max(1) as f64;
+        let count = rows.first().map_or(0, |row| row.len());
+        let mean: Vec<f64> = (0..count).map(|k| rows.iter().map(|x| x[k]).sum::<f64>() / n).collect();
+        let scale = (0..count).map(|k| {
+            let variance = rows.iter().map(|x| (x[k] - mean[k]).powi(2)).sum::<f64>() / n;
+            if variance > 0.0 { 1.0 / variance.sqrt() } else { 0.0 }
+        });
+        Self { scale: scale.collect(), mean }
+    }
+
+    /// Mean 0 and standard deviation 1 over the rows it was made of.
+    fn apply(&self, x: &[f64]) -> Vec<f64> {
+        x.iter().zip(&self.mean).zip(&self.scale).map(|((x, mean), scale)| (x - mean) * scale).collect()
     }
 }
 
@@ -238,8 +296,8 @@ mod tests {
 
     #[test]
     fn features_are_standardised_by_the_training_rows() {
-        let mut features = vec![vec![1.0, 5.0], vec![3.0, 5.0], vec![7.0, 6.0]];
-        standardise(&mut features, &[0, 1]);
-        assert_eq!(features, [[-1.0, 0.0], [1.0, 0.0], [5.0, 0.0]]);
+        let features = [[1.0, 5.0], [3.0, 5.0], [7.0, 6.0]];
+        let standard = Standard::of(features[..2].iter().map(<[f64; 2]>::as_slice));
+        assert_eq!(features.map(|x| standard.apply(&x)), [[-1.0, 0.0], [1.0, 0.0], [5.0, 0.0]]);
     }
 }

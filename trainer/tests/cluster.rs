@@ -27,6 +27,12 @@ fn asked(shell: &[&str], script: &str, variables: &[(&str, &str)]) -> Vec<String
     String::from_utf8(output.stdout).unwrap().lines().map(String::from).collect()
 }
 
+/// The block scalar below `- |`, without its indentation.
+fn block(yaml: &str) -> String {
+    let lines = yaml.lines().skip_while(|line| line.trim() != "- |").skip(1);
+    lines.map_while(|line| line.strip_prefix("              ")).collect::<Vec<_>>().join("\n")
+}
+
 /// Fold and seed of the job `index`.
 fn fold_and_seed(line: &str) -> (u64, u64) {
     let words: Vec<&str> = line.split(' ').collect();
@@ -46,10 +52,7 @@ fn the_jobs_of_an_array_cover_all_folds_and_seeds() {
     assert!(text.contains("#SBATCH --array=0-14%"), "15 jobs");
     let yaml = std::fs::read_to_string(example("kubernetes-folds.yaml")).unwrap();
     assert!(yaml.contains("completions: 15 "));
-    // The block scalar below `- |`, without its indentation.
-    let lines = yaml.lines().skip_while(|line| line.trim() != "- |").skip(1);
-    let block: Vec<&str> = lines.map_while(|line| line.strip_prefix("              ")).collect();
-    let in_pod = block.join("\n");
+    let in_pod = block(&yaml);
     let mut found = [Vec::new(), Vec::new()];
     for index in 0..15 {
         let id = index.to_string();
@@ -86,4 +89,22 @@ fn each_job_takes_its_line_of_the_list() {
         "report --run my spleen/run --out my spleen/report.html --device cuda --threads 1",
     ];
     assert_eq!(lines, expected);
+}
+
+#[test]
+fn each_job_of_a_comparison_takes_its_cell() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("cells.txt");
+    std::fs::write(&list, "a/anymc3d/seed-0\na/lora-lstm/seed-1\n").unwrap();
+    let list = list.display().to_string();
+    let variables =
+        [("SLURM_ARRAY_TASK_ID", "2"), ("CELLS", &*list), ("SUITE", "s"), ("BACKBONE", "b"), ("OUT", "o")];
+    let lines = asked(&["bash"], &example("slurm-compare.sh").display().to_string(), &variables);
+    let expected =
+        "compare --suite s --backbone b --out o --cell a/lora-lstm/seed-1 --device cuda --threads 1";
+    assert_eq!(lines, [expected]);
+    let yaml = std::fs::read_to_string(example("kubernetes-compare.yaml")).unwrap();
+    let script = block(&yaml).replace("/mnt/scanside/cells.txt", &list);
+    let lines = asked(&["/bin/sh", "-euc"], &script, &[("JOB_COMPLETION_INDEX", "0")]);
+    assert!(lines[0].contains(" --cell a/anymc3d/seed-0 "), "{lines:?}");
 }

@@ -76,6 +76,25 @@ pub enum Tests {
     All,
 }
 
+/// How much the compiler is to make of the program; Cargo.toml has both.
+#[derive(Clone, Copy)]
+enum Profile {
+    /// What ships: small, and long to build.
+    Device,
+    /// What is tested and measured.
+    Release,
+}
+
+impl Profile {
+    /// As cargo and its folder name it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Device => "device",
+            Self::Release => "release",
+        }
+    }
+}
+
 /// Builds the binary, checks what it asks of a device and puts it into `target/cross/aarch64/scanside`.
 pub fn run_chore() -> Result<()> {
     build(Machine::Aarch64, Tests::None)?;
@@ -85,7 +104,11 @@ pub fn run_chore() -> Result<()> {
 /// As [`run_chore`]; returns the test programs built as well.
 pub fn build(machine: Machine, tests: Tests) -> Result<Vec<PathBuf>> {
     // The same packages whatever is built of them: cargo then picks the same features, and nothing is compiled twice.
-    let mut command = zigbuild(machine)?;
+    let profile = match tests {
+        Tests::None => Profile::Device,
+        Tests::All => Profile::Release,
+    };
+    let mut command = zigbuild(machine, profile)?;
     command.args(["--package", "runtime", "--package", "tests", "--bin", "scanside"]);
     if tests == Tests::All {
         command.args(["--test", "*"]);
@@ -93,7 +116,7 @@ pub fn build(machine: Machine, tests: Tests) -> Result<Vec<PathBuf>> {
     println!("  {}", shown(&command));
     run(&mut command)?;
 
-    let built = target_dir()?.join(machine.target()).join("release/scanside");
+    let built = target_dir()?.join(machine.target()).join(profile.name()).join("scanside");
     let needs = elf::read(&built)?;
     needs.check(machine.elf(), LIBRARIES, GLIBC).with_context(|| built.display().to_string())?;
     let place = machine.binary();
@@ -106,7 +129,7 @@ pub fn build(machine: Machine, tests: Tests) -> Result<Vec<PathBuf>> {
 
 /// Builds the runtime's example of this name for aarch64, with its symbols, and returns its path.
 pub fn example(name: &str) -> Result<PathBuf> {
-    let mut command = zigbuild(Machine::Aarch64)?;
+    let mut command = zigbuild(Machine::Aarch64, Profile::Release)?;
     // Zig leaves out all symbols where cargo asks it to leave out what debuggers want.
     command.args(["--package", "runtime", "--package", "tests", "--example", name]);
     command.args(["--config", "profile.release.package.runtime.strip=\"none\""]);
@@ -117,7 +140,7 @@ pub fn example(name: &str) -> Result<PathBuf> {
 
 /// Builds the chores for aarch64 and returns the program's path.
 pub fn xtask() -> Result<PathBuf> {
-    let mut command = zigbuild(Machine::Aarch64)?;
+    let mut command = zigbuild(Machine::Aarch64, Profile::Release)?;
     command.args(["--package", "xtask"]);
     println!("  {}", shown(&command));
     run(&mut command)?;
@@ -125,7 +148,7 @@ pub fn xtask() -> Result<PathBuf> {
 }
 
 /// cargo-zigbuild with all that does not depend on what is built.
-fn zigbuild(machine: Machine) -> Result<Command> {
+fn zigbuild(machine: Machine, profile: Profile) -> Result<Command> {
     assets::ensure(&[Group::Cross])?;
     system::ensure(system::FOR_BUILD)?;
     let rustc = rustc()?;
@@ -134,7 +157,7 @@ fn zigbuild(machine: Machine) -> Result<Command> {
     let mut command = Command::new(zig.join("bin/cargo-zigbuild"));
     workspace::as_from_the_shell(&mut command);
     command
-        .args(["zigbuild", "--release", "--target"])
+        .args(["zigbuild", "--profile", profile.name(), "--target"])
         .arg(format!("{}.{}.{}", machine.target(), GLIBC.0, GLIBC.1))
         .arg("--target-dir")
         .arg(&target_dir)

@@ -50,7 +50,7 @@ pub(super) fn mean(rows: &Tensor) -> Result<(Tensor, Tensor), TchError> {
 
 /// The median of `rows` `[S, d]`, element by element: weights `[S]` and the median `[d]`. The gradient goes to the elements in the
 /// middle, half to each of two. A slice's weight is the share of the median's elements that come from it.
-pub(super) fn median(rows: &Tensor) -> Result<(Tensor, Tensor), TchError> {
+pub(crate) fn median(rows: &Tensor) -> Result<(Tensor, Tensor), TchError> {
     let count = rows.size()[0];
     // Stable, so that of equal elements the same one has the gradient each time.
     let (sorted, places) = rows.f_sort_stable(true, 0, false)?;

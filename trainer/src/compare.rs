@@ -1,0 +1,52 @@
+//! The comparison: many methods on the same volumes, splits and seeds, as the paper's tables have it.
+//!
+//! A [`Cell`] is one method on one task with one seed. Each is a job of its own, in a process of its own: cells may run one after
+//! another or on many machines over one folder, and a cell that is finished is not made again while nothing that goes into it has
+//! changed. [`gather`] makes the tables of what is there.
+//!
+//! | under OUT | content |
+//! | --- | --- |
+//! | `cells/TASK/METHOD/seed-S/` | `cell.json` ([`Made`]), `predictions.csv` on validation and test volumes, `shuffled.csv` and `thinned.csv` on test volumes of which the slices were shuffled, and of which every second one was left out |
+//! | `data/` | tables of a part of the training volumes; volumes of a built-in suite |
+//! | `cache/` | prepared slices and frozen embeddings, which cells share |
+//! | `compare.json`, `compare.md`, `compare.html` | the tables |
+
+mod cell;
+mod gather;
+mod lora;
+mod method;
+mod probe;
+mod ranks;
+mod report;
+mod scale;
+mod suite;
+
+use std::path::PathBuf;
+
+use tch::Device;
+
+pub use cell::{Cell, Made, State, make, note_death};
+pub use gather::{Comparison, Entry, Row, gather, seeds_of};
+pub use method::{Base, Method};
+pub use ranks::{critical_difference, mean_ranks};
+pub use report::{html, markdown};
+pub use suite::{Suite, SuiteTask};
+
+use crate::precision::Precision;
+
+/// Where and with what cells are made.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Folder of the comparison.
+    pub out: PathBuf,
+    /// Backbones by the name that methods know them by; the first serves methods that name none.
+    pub backbones: Vec<(String, PathBuf)>,
+    /// `cpu` or `cuda:N`.
+    pub device: Device,
+    /// Of matrix products and attention.
+    pub precision: Precision,
+    /// libtorch's threads.
+    pub threads: usize,
+    /// Show progress bars where standard error is a terminal.
+    pub progress: bool,
+}

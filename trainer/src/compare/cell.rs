@@ -1,0 +1,370 @@
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use runtime::gate::{Machine, ThisMachine};
+use serde::{Deserialize, Serialize};
+use tch::Device;
+
+use super::{Base, Method, Options, SuiteTask, lora, probe, scale};
+use crate::Error;
+use crate::data::{Cache, Slices, Split, Study, Table};
+use crate::device::peak_bytes;
+use crate::fit::write_json;
+use crate::model::Pooling;
+use crate::predict::{self, Row};
+use crate::random::{Purpose, generator, permutation};
+use crate::run::{file, open_backbone};
+use crate::task::Task;
+
+/// One method on one task with one seed; written `TASK/METHOD/seed-S`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cell {
+    /// The task's folder name.
+    pub task: String,
+    /// The method.
+    pub method: Method,
+    /// In the place of the task's own.
+    pub seed: u64,
+}
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/seed-{}", self.task, self.method, self.seed)
+    }
+}
+
+impl FromStr for Cell {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("the cell `{text}` is not of the form TASK/METHOD/seed-NUMBER");
+        let [task, method, seed] = text.split('/').collect::<Vec<_>>()[..] else { return Err(wrong()) };
+        let seed = seed.strip_prefix("seed-").and_then(|n| n.parse().ok()).ok_or_else(wrong)?;
+        Ok(Self { task: task.into(), method: method.parse()?, seed })
+    }
+}
+
+/// Name of a cell's file in its folder.
+const CELL: &str = "cell.json";
+/// Test volumes of which the slices were shuffled.
+pub(super) const SHUFFLED: &str = "shuffled.csv";
+/// Test volumes of which every second slice was left out.
+pub(super) const THINNED: &str = "thinned.csv";
+
+/// What a cell came to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Made {
+    /// `TASK/METHOD/seed-S`.
+    pub cell: String,
+    /// SHA-256 over all that goes into the cell; another one makes it be made again.
+    pub key: String,
+    /// Whether it is there.
+    pub state: State,
+    /// Trainable parameters.
+    pub parameters: usize,
+    /// What a task ships besides a backbone that tasks share.
+    pub bytes: u64,
+    /// Of the fit, from 1, where there are epochs.
+    pub best_epoch: Option<usize>,
+    /// Of the fit, without preparing the volumes.
+    pub seconds_fit: f64,
+    /// A volume, prepared already.
+    pub seconds_predict: f64,
+    /// Largest resident memory of the process, in MB.
+    pub peak_mb: Option<f64>,
+    /// Most memory that tensors held on the GPU, in MB.
+    pub peak_gpu_mb: Option<f64>,
+    /// libtorch's threads; on a CPU figures are the same to the bit with as many.
+    pub threads: usize,
+    /// `cpu` or `cuda`.
+    pub device: String,
+    /// What the table's reader should know.
+    pub notes: Vec<String>,
+}
+
+/// Whether a cell has figures.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// It has.
+    Done,
+    /// It has none, for this reason.
+    Empty(String),
+}
+
+/// A method that has been fitted.
+pub(super) trait Fitted {
+    /// `[C]` of one study.
+    fn logits(&self, study: &Study) -> Result<Vec<f32>, Error>;
+}
+
+/// What fitting a method gives.
+pub(super) struct Outcome {
+    pub(super) model: Box<dyn Fitted>,
+    pub(super) parameters: usize,
+    pub(super) bytes: u64,
+    pub(super) best_epoch: Option<usize>,
+    pub(super) seconds: f64,
+    pub(super) notes: Vec<String>,
+}
+
+/// What a method is fitted on.
+pub(super) struct Job<'a> {
+    pub(super) task: Task,
+    pub(super) task_path: &'a Path,
+    pub(super) table: Table,
+    pub(super) backbone: PathBuf,
+    /// The cell's folder.
+    pub(super) folder: PathBuf,
+    pub(super) options: &'a Options,
+}
+
+impl Job<'_> {
+    /// Where prepared slices are kept.
+    pub(super) fn slices(&self) -> PathBuf {
+        self.options.out.join("cache/slices")
+    }
+}
+
+impl Cell {
+    /// Its folder under `out`.
+    pub fn folder(&self, out: &Path) -> PathBuf {
+        out.join("cells").join(self.to_string())
+    }
+
+    /// What it came to, if it was tried.
+    pub fn made(&self, out: &Path) -> Option<Made> {
+        serde_json::from_slice(&std::fs::read(self.folder(out).join(CELL)).ok()?).ok()
+    }
+
+    /// SHA-256 over all that goes into the cell.
+    pub fn key(&self, on: &SuiteTask, options: &Options) -> Result<String, Error> {
+        let bytes = std::fs::read(&on.data).map_err(Error::io(&on.data))?;
+        // One that is not there is told of when the cell is made.
+        let backbone = self.backbone(options).and_then(|(_, path)| open_backbone(path, Some(1)));
+        let backbone = backbone.map(|backbone| backbone.sha256).unwrap_or_default();
+        let device = if options.device == Device::Cpu { "cpu" } else { "cuda" };
+        let parts = serde_json::json!([
+            env!("CARGO_PKG_VERSION"),
+            self.to_string(),
+            on.task,
+            runtime::tensor::sha256(&bytes),
+            backbone,
+            options.precision,
+            device,
+        ]);
+        Ok(runtime::tensor::sha256(parts.to_string().as_bytes()))
+    }
+
+    fn backbone<'a>(&self, options: &'a Options) -> Result<&'a (String, PathBuf), Error> {
+        let named = |(name, _): &&(String, PathBuf)| {
+            self.method.backbone.as_ref().is_none_or(|wanted| wanted == name)
+        };
+        options.backbones.iter().find(named).ok_or_else(|| {
+            let known: Vec<&str> = options.backbones.iter().map(|(name, _)| name.as_str()).collect();
+            let problem = match &self.method.backbone {
+                None => format!("there is none, but {} needs one", self.method),
+                Some(name) => {
+                    format!(
+                        "none is called {name}, which {} names; expected one of {}",
+                        self.method,
+                        known.join(", ")
+                    )
+                }
+            };
+            Error::Flag { flag: "--backbone", problem }
+        })
+    }
+
+    /// Why this cell cannot have figures, where that can be told beforehand.
+    fn obstacle(&self, job: &Job<'_>) -> Option<String> {
+        let test = job.table.split(Split::Test);
+        let both = |label: usize| {
+            let has = |wanted| test.iter().any(|&i| job.table.samples[i].targets[label] == Some(wanted));
+            has(true) && has(false)
+        };
+        if !(0..job.task.labels.len()).any(both) {
+            return Some("no label has both classes among the test volumes".into());
+        }
+        (!job.task.views.is_empty() && !self.method.base.takes_views())
+            .then(|| format!("the task has views, and {} takes one scan", self.method.base.name()))
+    }
+}
+
+/// Makes a cell in its folder, also where it cannot be made: then the reason stands there. What was in the folder and does not belong to
+/// the same cell goes; an interrupted fit goes on.
+pub fn make(cell: &Cell, on: &SuiteTask, options: &Options) -> Result<Made, Error> {
+    let folder = cell.folder(&options.out);
+    let key = cell.key(on, options)?;
+    let marker = folder.join("key");
+    if std::fs::read_to_string(&marker).is_ok_and(|there| there != key) || cell.made(&options.out).is_some() {
+        std::fs::remove_dir_all(&folder).map_err(Error::io(&folder))?;
+    }
+    std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+    std::fs::write(&marker, &key).map_err(Error::io(&marker))?;
+    let mut made = Made {
+        cell: cell.to_string(),
+        key,
+        state: State::Done,
+        parameters: 0,
+        bytes: 0,
+        best_epoch: None,
+        seconds_fit: 0.0,
+        seconds_predict: 0.0,
+        peak_mb: None,
+        peak_gpu_mb: None,
+        threads: options.threads,
+        device: if options.device == Device::Cpu { "cpu" } else { "cuda" }.into(),
+        notes: Vec::new(),
+    };
+    if let Err(error) = fill(cell, on, options, &folder, &mut made) {
+        made.state = State::Empty(error.to_string());
+    }
+    made.peak_mb = ThisMachine.memory().map(|memory| memory.peak as f64 / 1e6);
+    made.peak_gpu_mb = peak_bytes(options.device).map(|bytes| bytes as f64 / 1e6);
+    write_json(&folder.join(CELL), &made)?;
+    Ok(made)
+}
+
+/// Notes that a cell's process ended without saying what it came to.
+pub fn note_death(cell: &Cell, on: &SuiteTask, options: &Options, why: String) -> Result<(), Error> {
+    let folder = cell.folder(&options.out);
+    std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+    let made = Made {
+        cell: cell.to_string(),
+        key: cell.key(on, options)?,
+        state: State::Empty(why),
+        parameters: 0,
+        bytes: 0,
+        best_epoch: None,
+        seconds_fit: 0.0,
+        seconds_predict: 0.0,
+        peak_mb: None,
+        peak_gpu_mb: None,
+        threads: options.threads,
+        device: String::new(),
+        notes: Vec::new(),
+    };
+    write_json(&folder.join(CELL), &made)
+}
+
+/// Fits, predicts, and fills in what there is to tell.
+fn fill(cell: &Cell, on: &SuiteTask, options: &Options, folder: &Path, made: &mut Made) -> Result<(), Error> {
+    let mut task = on.task.clone();
+    task.train.seed = cell.seed;
+    task.lora.rank = cell.method.rank.unwrap_or(task.lora.rank);
+    if let Some(rank) = cell.method.rank {
+        // The scale alpha / rank stays what it was.
+        task.lora.alpha *= rank as f32 / on.task.lora.rank as f32;
+    }
+    let mut table = Table::read(&on.data, &task, false)?;
+    if let Some(share) = cell.method.data {
+        let path = scale::write(&table, share, on.task.train.seed, &options.out.join("data"), &cell.task)?;
+        table = Table::read(&path, &task, false)?;
+    }
+    let backbone = cell.backbone(options)?.1.clone();
+    let job = Job { task, task_path: &on.task_path, table, backbone, folder: folder.into(), options };
+    if let Some(reason) = cell.obstacle(&job) {
+        made.state = State::Empty(reason);
+        return Ok(());
+    }
+    let outcome = match cell.method.base {
+        Base::AnyMc3d => lora::fit(&job, Pooling::Query),
+        Base::LoraMean => lora::fit(&job, Pooling::Mean),
+        Base::LoraMedian => lora::fit(&job, Pooling::Median),
+        Base::LoraLstm => lora::fit(&job, Pooling::Lstm),
+        Base::LoraTransformer => lora::fit(&job, Pooling::Transformer),
+        Base::ProbeMean => probe::fit(&job, Pooling::Mean),
+        Base::ProbeMedian => probe::fit(&job, Pooling::Median),
+    }?;
+    made.parameters = outcome.parameters;
+    made.bytes = outcome.bytes;
+    made.best_epoch = outcome.best_epoch;
+    made.seconds_fit = outcome.seconds;
+    made.notes.clone_from(&outcome.notes);
+    made.seconds_predict = predictions(&job, outcome.model.as_ref())?;
+    Ok(())
+}
+
+/// Writes predictions of validation and test volumes, and of test volumes whose slices were changed; returns the seconds a volume.
+fn predictions(job: &Job<'_>, model: &dyn Fitted) -> Result<f64, Error> {
+    let (task, table) = (&job.task, &job.table);
+    let cache =
+        Cache::new(table, task, 0).stored_in(Some(&job.slices()))?.skipping(task.train.skip_unreadable);
+    let mut seconds = 0.0;
+    let [mut rows, mut shuffled, mut thinned] = [const { Vec::new() }; 3];
+    for split in [Split::Val, Split::Test] {
+        for index in table.split(split) {
+            let Some(study) = cache.get(index)? else { continue };
+            let started = Instant::now();
+            let logits = model.logits(&study)?;
+            seconds += started.elapsed().as_secs_f64();
+            rows.push(Row { index, logits, located: None });
+            if split == Split::Test {
+                let changed = |change: &dyn Fn(&Slices) -> Slices| {
+                    let views = study.views.iter();
+                    let views =
+                        views.map(|view| view.as_ref().map(|slices| Arc::new(change(slices)))).collect();
+                    Ok::<_, Error>(Row { index, logits: model.logits(&Study { views })?, located: None })
+                };
+                shuffled.push(changed(&|slices| shuffle(slices, index as u64))?);
+                thinned.push(changed(&thin)?);
+            }
+        }
+    }
+    let val: Vec<&Row> = rows.iter().filter(|row| table.samples[row.index].split == Split::Val).collect();
+    let temperature = predict::temperature(table, task, &val);
+    for (name, rows) in [(file::PREDICTIONS, &rows), (SHUFFLED, &shuffled), (THINNED, &thinned)] {
+        let path = job.folder.join(name);
+        let csv = predict::csv(table, task, rows, temperature)?;
+        runtime::files::write_atomically(&path, &csv).map_err(Error::io(&path))?;
+    }
+    Ok(seconds / rows.len().max(1) as f64)
+}
+
+/// The slices in random order, the same for every method.
+fn shuffle(slices: &Slices, sample: u64) -> Slices {
+    let order = permutation(slices.count, &mut generator(0, Purpose::Order, 0, sample));
+    chosen(slices, &order)
+}
+
+/// Every second slice, as of a series with twice the spacing.
+fn thin(slices: &Slices) -> Slices {
+    chosen(slices, &(0..slices.count).step_by(2).collect::<Vec<_>>())
+}
+
+fn chosen(slices: &Slices, order: &[usize]) -> Slices {
+    let each = 3 * slices.size[0] * slices.size[1];
+    let values = order.iter().flat_map(|&s| &slices.values[s * each..(s + 1) * each]).copied().collect();
+    Slices { count: order.len(), size: slices.size, values, mask: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_is_read_as_it_is_written() {
+        let text = "t01/anymc3d+data=0.2/seed-3";
+        assert_eq!(text.parse::<Cell>().unwrap().to_string(), text);
+        for bad in ["t01/anymc3d", "t01/anymc3d/3", "t01/none/seed-3", "a/b/anymc3d/seed-0"] {
+            assert!(bad.parse::<Cell>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn changed_series_hold_the_same_slices() {
+        let slices =
+            Slices { count: 5, size: [1, 1], values: (0..15).map(|i| i as f32).collect(), mask: None };
+        let first = |s: &Slices| s.values.iter().step_by(3).copied().collect::<Vec<_>>();
+        assert_eq!(first(&thin(&slices)), [0.0, 6.0, 12.0]);
+        let mixed = first(&shuffle(&slices, 1));
+        let mut sorted = mixed.clone();
+        sorted.sort_by(f32::total_cmp);
+        assert!(mixed != sorted && sorted == first(&slices), "{mixed:?}");
+        assert_eq!(mixed, first(&shuffle(&slices, 1)));
+    }
+}

@@ -1,0 +1,175 @@
+use std::fmt;
+use std::str::FromStr;
+
+/// What is fitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Base {
+    /// LoRA and a query: the method itself.
+    AnyMc3d,
+    /// The same factors, slices pooled by their mean.
+    LoraMean,
+    /// By their median.
+    LoraMedian,
+    /// By an LSTM.
+    LoraLstm,
+    /// By a Transformer layer.
+    LoraTransformer,
+    /// The frozen backbone, mean over slices, a linear head.
+    ProbeMean,
+    /// With the median over slices.
+    ProbeMedian,
+}
+
+impl Base {
+    /// All, in the order of the table.
+    pub const ALL: [Self; 7] = [
+        Self::AnyMc3d,
+        Self::LoraMean,
+        Self::LoraMedian,
+        Self::LoraLstm,
+        Self::LoraTransformer,
+        Self::ProbeMean,
+        Self::ProbeMedian,
+    ];
+
+    /// As flags, folders and tables have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AnyMc3d => "anymc3d",
+            Self::LoraMean => "lora-mean",
+            Self::LoraMedian => "lora-median",
+            Self::LoraLstm => "lora-lstm",
+            Self::LoraTransformer => "lora-transformer",
+            Self::ProbeMean => "probe-mean",
+            Self::ProbeMedian => "probe-median",
+        }
+    }
+
+    /// What it is, for the table's reader.
+    pub fn description(self) -> &'static str {
+        match self {
+            Self::AnyMc3d => "LoRA on the frozen backbone, slices pooled by one learned query",
+            Self::LoraMean => "the same LoRA, mean over slices",
+            Self::LoraMedian => "the same LoRA, median over slices",
+            Self::LoraLstm => "the same LoRA, bidirectional LSTM over slices",
+            Self::LoraTransformer => "the same LoRA, a Transformer layer over slices",
+            Self::ProbeMean => "frozen backbone, mean over slices, logistic head",
+            Self::ProbeMedian => "frozen backbone, median over slices, logistic head",
+        }
+    }
+
+    /// Whether the backbone's weights stay as they are, so that tasks can share them.
+    pub fn is_frozen(self) -> bool {
+        true
+    }
+
+    /// Whether nothing about it depends on a seed.
+    pub fn is_seedless(self) -> bool {
+        matches!(self, Self::ProbeMean | Self::ProbeMedian)
+    }
+
+    /// Whether it takes several views of a study.
+    pub fn takes_views(self) -> bool {
+        matches!(self, Self::AnyMc3d | Self::ProbeMean | Self::ProbeMedian)
+    }
+}
+
+/// A row of the table: `BASE[@BACKBONE][+KEY=VALUE]…`, as `anymc3d@dinov2-small+rank=4` or `probe-mean+data=0.2`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Method {
+    /// What is fitted.
+    pub base: Base,
+    /// On which of the comparison's backbones; the first where none is named.
+    pub backbone: Option<String>,
+    /// Share of the training volumes, above 0 and at most 1.
+    pub data: Option<f64>,
+    /// Rank of the factors, in the place of the task's; their scale stays.
+    pub rank: Option<usize>,
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.base.name())?;
+        if let Some(backbone) = &self.backbone {
+            write!(f, "@{backbone}")?;
+        }
+        if let Some(data) = self.data {
+            write!(f, "+data={data}")?;
+        }
+        self.rank.map_or(Ok(()), |rank| write!(f, "+rank={rank}"))
+    }
+}
+
+impl FromStr for Method {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.split('+');
+        let first = parts.next().unwrap_or_default();
+        let (base, backbone) = match first.split_once('@') {
+            Some((base, backbone)) => (base, Some(backbone)),
+            None => (first, None),
+        };
+        let known = || Base::ALL.map(Base::name).join(", ");
+        let base = Base::ALL.into_iter().find(|known| known.name() == base);
+        let base =
+            base.ok_or_else(|| format!("the method `{text}` is not known, expected one of {}", known()))?;
+        let word = |name: &str| {
+            !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        };
+        if let Some(name) = backbone.filter(|name| !word(name)) {
+            return Err(format!(
+                "the method `{text}` names the backbone `{name}`, expected letters, digits, - and _"
+            ));
+        }
+        let mut method = Self { base, backbone: backbone.map(Into::into), data: None, rank: None };
+        for part in parts {
+            let wrong = || {
+                format!(
+                    "the method `{text}` has `+{part}`, expected +data=SHARE (above 0, at most 1) or +rank=NUMBER"
+                )
+            };
+            let (key, value) = part.split_once('=').ok_or_else(wrong)?;
+            match key {
+                "data" => {
+                    let share = value.parse().ok().filter(|share| *share > 0.0 && *share <= 1.0);
+                    method.data = Some(share.ok_or_else(wrong)?);
+                }
+                "rank" if !base.is_seedless() => {
+                    let rank = value.parse().ok().filter(|rank| (1..=1024).contains(rank));
+                    method.rank = Some(rank.ok_or_else(wrong)?);
+                }
+                _ => return Err(wrong()),
+            }
+        }
+        Ok(method)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_method_is_read_as_it_is_written() {
+        for text in ["anymc3d", "lora-lstm@dinov2-small", "anymc3d@b+data=0.2+rank=4", "probe-mean+data=1"] {
+            assert_eq!(text.parse::<Method>().unwrap().to_string(), text);
+        }
+        for base in Base::ALL {
+            assert_eq!(base.name().parse::<Method>().unwrap().base, base);
+        }
+        for (text, told) in [
+            ("anymc2d", "anymc2d"),
+            ("anymc3d@", "names the backbone ``"),
+            ("anymc3d@../x", "../x"),
+            ("anymc3d+data=0", "+data=0"),
+            ("anymc3d+data=1.5", "+data=1.5"),
+            ("anymc3d+rank", "+rank"),
+            ("probe-mean+rank=4", "+rank=4"),
+            ("anymc3d+size=3", "+size=3"),
+        ] {
+            let error = text.parse::<Method>().unwrap_err();
+            assert!(error.contains(told) && error.contains("expected"), "{error}");
+        }
+    }
+}
