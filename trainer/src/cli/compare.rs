@@ -1,5 +1,5 @@
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -123,10 +123,12 @@ pub(super) fn run(args: &Compare) -> Result<()> {
 
 /// Makes a cell in a process of its own: its memory is its own, and what ends it does not end the others.
 fn child(cell: &Cell, on: &SuiteTask, options: &Options) -> Result<()> {
-    let program = std::env::current_exe().context("this program's own file is not known")?;
     let mut arguments: Vec<_> = std::env::args_os().skip(1).collect();
     arguments.extend(["--cell".into(), cell.to_string().into()]);
-    let status = Command::new(program).args(arguments).stdout(std::process::Stdio::null()).status()?;
+    // Not by its path: a newer version may have been installed there meanwhile.
+    let mut job = Command::new("/proc/self/exe");
+    let status =
+        job.args(arguments).stdout(Stdio::null()).status().context("/proc/self/exe cannot be started")?;
     if !status.success() {
         compare::note_death(cell, on, options, format!("its process ended with {status}"))?;
     }
