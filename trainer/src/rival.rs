@@ -17,6 +17,7 @@ mod layers;
 mod lstm;
 mod mst;
 mod planes;
+mod pretrained;
 mod resnet;
 mod slice_cnn;
 mod weights;

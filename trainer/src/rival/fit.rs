@@ -1,3 +1,4 @@
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -5,6 +6,7 @@ use indicatif::ProgressBar;
 use runtime::backbone::Backbone;
 use tch::{Device, TchError, Tensor};
 
+use super::pretrained::start_from;
 use super::{Method, Rival, Settings, build};
 use crate::Error;
 use crate::data::{Ahead, Cache, Scale, Slices, Split, Table, augment, in_order, order};
@@ -23,6 +25,8 @@ pub struct Options<'a> {
     pub cache: &'a Cache<'a>,
     /// For the methods that start from one, cut to the task's blocks.
     pub backbone: Option<&'a Backbone>,
+    /// Safetensors file with weights to start from, such as MedicalNet's; a network starts from scratch without.
+    pub weights: Option<&'a Path>,
     /// Where it is fitted.
     pub device: Device,
     /// libtorch's threads.
@@ -57,6 +61,10 @@ pub struct Fitted {
 /// Fits a method and predicts with its best epoch: that of the highest validation AUROC, then of the lowest validation loss.
 pub fn fit(method: Method, options: &Options<'_>) -> Result<Fitted, Error> {
     let rival = build(method, options.task, options.backbone, options.device)?;
+    if let Some(path) = options.weights {
+        let taken = start_from(method, rival.as_ref(), path)?;
+        tracing::info!("{}: {taken} values taken from {}", method.name(), path.display());
+    }
     fit_built(method, rival.as_ref(), options)
 }
 

@@ -42,17 +42,18 @@ impl Weights {
 
     /// Copies of all values, running statistics too.
     pub fn copy(&self) -> Result<Vec<Tensor>, TchError> {
-        self.all().map(|tensor| tensor.f_detach()?.f_detach_copy()).collect()
+        self.all().map(|(_, tensor)| tensor.f_detach()?.f_detach_copy()).collect()
     }
 
     /// Puts back what [`Weights::copy`] gave.
     pub fn restore(&self, values: &[Tensor]) -> Result<(), TchError> {
         let _guard = tch::no_grad_guard();
-        self.all().zip(values).try_for_each(|(tensor, value)| tensor.shallow_clone().f_copy_(value))
+        self.all().zip(values).try_for_each(|((_, tensor), value)| tensor.shallow_clone().f_copy_(value))
     }
 
-    fn all(&self) -> impl Iterator<Item = &Tensor> {
-        self.named.iter().chain(&self.running).map(|(_, tensor)| tensor)
+    /// Trainable tensors and running statistics.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.named.iter().chain(&self.running).map(|(name, tensor)| (name.as_str(), tensor))
     }
 }
 
