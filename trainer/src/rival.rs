@@ -168,7 +168,7 @@ pub fn build(
         Method::DenseNet121 => Box::new(DenseNet::new(make, &densenet::Sizes::D121, labels, grey)?),
         Method::ResNet18 => Box::new(ResNet::new(make, &resnet::Sizes::R18, labels, grey)?),
         Method::ResNet50 => Box::new(ResNet::new(make, &resnet::Sizes::R50, labels, grey)?),
-        Method::SliceCnn => Box::new(SliceCnn::new(make, labels, grey)?),
+        Method::SliceCnn => Box::new(SliceCnn::new(make, &efficientnet::Sizes::V2S, labels, grey)?),
         Method::Mst => {
             let expected = "expected a vision transformer with CLS, such as a DINOv2";
             let backbone = backbone.ok_or_else(|| {

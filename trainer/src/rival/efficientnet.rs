@@ -5,21 +5,48 @@ use super::weights::Maker;
 
 const EPS: f64 = 1e-3;
 
-/// Features of EfficientNetV2-S.
-pub(super) const FEATURES: i64 = 1280;
+/// Sizes of an [`EfficientNet`].
+pub(super) struct Sizes<'a> {
+    /// Channels of the stem.
+    pub(super) first: i64,
+    /// Its stages.
+    pub(super) stages: &'a [Stage],
+    /// Channels of the last convolution, which are the features.
+    pub(super) features: i64,
+}
 
-/// The stages of EfficientNetV2-S: whether fused, by how much the channels are expanded, stride of the first block, channels that come
-/// out, blocks.
-const STAGES: [(bool, i64, i64, i64, usize); 6] = [
-    (true, 1, 1, 24, 2),
-    (true, 4, 2, 48, 4),
-    (true, 4, 2, 64, 4),
-    (false, 4, 2, 128, 6),
-    (false, 6, 1, 160, 9),
-    (false, 6, 2, 256, 15),
-];
+/// Sizes of a stage.
+#[derive(Clone, Copy)]
+pub(super) struct Stage {
+    /// Whether expansion and the convolution of 3×3 are one.
+    pub(super) fused: bool,
+    /// By how much a block expands its channels.
+    pub(super) expansion: i64,
+    /// Of the first block.
+    pub(super) stride: i64,
+    /// Channels that come out.
+    pub(super) channels: i64,
+    /// Blocks.
+    pub(super) depth: usize,
+}
 
-/// EfficientNetV2-S without its classifier (Tan and Le, arXiv 2104.00298), with torchvision's names. There is neither stochastic depth
+impl Sizes<'_> {
+    /// EfficientNetV2-S.
+    pub(super) const V2S: Sizes<'static> = Sizes {
+        first: 24,
+        stages: &[
+            Stage { fused: true, expansion: 1, stride: 1, channels: 24, depth: 2 },
+            Stage { fused: true, expansion: 4, stride: 2, channels: 48, depth: 4 },
+            Stage { fused: true, expansion: 4, stride: 2, channels: 64, depth: 4 },
+            Stage { fused: false, expansion: 4, stride: 2, channels: 128, depth: 6 },
+            Stage { fused: false, expansion: 6, stride: 1, channels: 160, depth: 9 },
+            Stage { fused: false, expansion: 6, stride: 2, channels: 256, depth: 15 },
+        ],
+        features: 1280,
+    };
+}
+
+/// An EfficientNetV2 without its classifier (Tan and Le, arXiv 2104.00298), with torchvision's names. There is neither stochastic depth
 /// nor dropout, so that a fit is the same each time.
 pub(super) struct EfficientNet {
     stem: ConvNorm,
@@ -44,29 +71,31 @@ struct Squeeze {
 }
 
 impl EfficientNet {
-    pub(super) fn new(make: &mut Maker) -> Result<Self, TchError> {
-        let mut channels = 24;
+    pub(super) fn new(make: &mut Maker, sizes: &Sizes<'_>) -> Result<Self, TchError> {
+        let mut channels = sizes.first;
         let part = |stage: usize| [format!("features.{stage}.0"), format!("features.{stage}.1")];
         let stem = ConvNorm::new(make, part(0), [3, channels], Kernel::new(2, 3).stride(2), EPS)?;
         let mut blocks = Vec::new();
-        for (stage, (fused, expansion, stride, output, depth)) in (1..).zip(STAGES) {
-            for n in 0..depth {
-                let name = format!("features.{stage}.{n}.block");
-                let stride = if n == 0 { stride } else { 1 };
-                let sizes = [channels, expansion * channels, output];
+        for (number, stage) in (1..).zip(sizes.stages) {
+            let Stage { fused, expansion, channels: output, .. } = *stage;
+            for n in 0..stage.depth {
+                let name = format!("features.{number}.{n}.block");
+                let stride = if n == 0 { stage.stride } else { 1 };
+                let widths = [channels, expansion * channels, output];
                 blocks.push(if fused {
-                    Block::fused(make, &name, sizes, stride)?
+                    Block::fused(make, &name, widths, stride)?
                 } else {
-                    Block::separable(make, &name, sizes, stride)?
+                    Block::separable(make, &name, widths, stride)?
                 });
                 channels = output;
             }
         }
-        let last = ConvNorm::new(make, part(7), [channels, FEATURES], Kernel::new(2, 1), EPS)?;
+        let names = part(sizes.stages.len() + 1);
+        let last = ConvNorm::new(make, names, [channels, sizes.features], Kernel::new(2, 1), EPS)?;
         Ok(Self { stem, blocks, last })
     }
 
-    /// Images `[N, 3, H, W]` → `[N, 1280]`.
+    /// Images `[N, 3, H, W]` → `[N, features]`.
     pub(super) fn apply(&self, x: &Tensor, train: bool) -> Result<Tensor, TchError> {
         let mut x = self.stem.apply(x, train)?.f_silu()?;
         for block in &self.blocks {

@@ -1,6 +1,6 @@
 use tch::{TchError, Tensor};
 
-use super::efficientnet::{EfficientNet, FEATURES};
+use super::efficientnet::{EfficientNet, Sizes};
 use super::layers::Linear;
 use super::lstm::Lstm;
 use super::weights::Maker;
@@ -9,7 +9,7 @@ use super::{Rival, Weights};
 /// Units of the LSTM in each direction.
 const HIDDEN: i64 = 256;
 
-/// A 2.5D network as those that won RSNA's challenges on Kaggle: an EfficientNetV2-S looks at each slice together with its neighbours,
+/// A 2.5D network as those that won RSNA's challenges on Kaggle: an EfficientNetV2 looks at each slice together with its neighbours,
 /// two layers of a bidirectional LSTM run along the slices, and two linear layers read the maximum over them, element by element,
 /// since a finding may be in few slices.
 pub(super) struct SliceCnn {
@@ -22,9 +22,14 @@ pub(super) struct SliceCnn {
 }
 
 impl SliceCnn {
-    pub(super) fn new(mut make: Maker, labels: usize, grey: bool) -> Result<Self, TchError> {
-        let features = EfficientNet::new(&mut make)?;
-        let lstm = Lstm::new(&mut make, "lstm", [FEATURES, HIDDEN, 2])?;
+    pub(super) fn new(
+        mut make: Maker,
+        sizes: &Sizes<'_>,
+        labels: usize,
+        grey: bool,
+    ) -> Result<Self, TchError> {
+        let features = EfficientNet::new(&mut make, sizes)?;
+        let lstm = Lstm::new(&mut make, "lstm", [sizes.features, HIDDEN, 2])?;
         let hidden = Linear::new(&mut make, "head.0", [2 * HIDDEN, HIDDEN])?;
         let head = Linear::new(&mut make, "head.2", [HIDDEN, labels as i64])?;
         Ok(Self { weights: make.finish(), grey, features, lstm, hidden, head })
@@ -36,7 +41,7 @@ impl Rival for SliceCnn {
         let (b, s, c, h, w) = volumes.size5()?;
         let slices = if self.grey { neighbours(volumes)? } else { volumes.shallow_clone() };
         let features = self.features.apply(&slices.f_reshape([b * s, c, h, w])?, train)?;
-        let states = self.lstm.apply(&features.f_view([b, s, FEATURES])?)?;
+        let states = self.lstm.apply(&features.f_view([b, s, -1])?)?;
         let pooled = states.f_amax(1i64, false)?;
         self.head.apply(&self.hidden.apply(&pooled)?.f_relu()?)
     }

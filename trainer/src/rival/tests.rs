@@ -35,11 +35,20 @@ fn maker() -> Maker {
 fn small(method: Method) -> Box<dyn Rival> {
     let dense = densenet::Sizes { first: 8, growth: 4, blocks: &[1, 2, 1, 1] };
     let resnet = |bottleneck| resnet::Sizes { first: 4, depths: [1, 2, 1, 1], bottleneck };
+    let stage = |fused, expansion, channels, depth| efficientnet::Stage {
+        fused,
+        expansion,
+        stride: 2,
+        channels,
+        depth,
+    };
+    let stages = &[stage(true, 1, 8, 2), stage(true, 4, 12, 1), stage(false, 4, 16, 2)];
+    let cnn = efficientnet::Sizes { first: 8, stages, features: 32 };
     match method {
         Method::DenseNet121 => Box::new(DenseNet::new(maker(), &dense, 1, true).unwrap()),
         Method::ResNet18 => Box::new(ResNet::new(maker(), &resnet(false), 1, true).unwrap()),
         Method::ResNet50 => Box::new(ResNet::new(maker(), &resnet(true), 1, true).unwrap()),
-        Method::SliceCnn => Box::new(SliceCnn::new(maker(), 1, true).unwrap()),
+        Method::SliceCnn => Box::new(SliceCnn::new(maker(), &cnn, 1, true).unwrap()),
         _ => Box::new(Mst::new(maker(), &backbone(), [28, 28], 1, 4).unwrap()),
     }
 }

@@ -1,5 +1,3 @@
-use std::time::Instant;
-
 use runtime::volume::{Geometry, write_nifti};
 use tempfile::TempDir;
 
@@ -43,13 +41,12 @@ fn step<'a>(
 fn every_network_learns_a_few_volumes_by_heart() {
     let (task, examples) = (task(TASK), examples());
     for method in NETWORKS {
-        let started = Instant::now();
         let rival = small(method);
         let named = rival.weights().named().iter();
         let mut optimiser =
             AdamW::new(named.map(|(name, tensor)| (name.clone(), tensor.shallow_clone(), Group::Head)))
                 .unwrap();
-        let (lr, steps) = if method == Method::SliceCnn { (1e-3, 12) } else { (2e-2, 40) };
+        let (lr, steps) = if method == Method::SliceCnn { (2e-3, 20) } else { (2e-2, 40) };
         let mut losses = Vec::new();
         for _ in 0..steps {
             let (loss, gradients) = step(rival.as_ref(), &task, &examples).unwrap();
@@ -57,7 +54,6 @@ fn every_network_learns_a_few_volumes_by_heart() {
             losses.push(loss);
         }
         let last = losses[losses.len() - 1];
-        println!("{}: {} to {last} in {:?}", method.name(), losses[0], started.elapsed());
         assert!(losses[0] > 0.3 && last < 0.1, "{}: {losses:?}", method.name());
     }
 }
@@ -121,7 +117,7 @@ fn fitted(method: Method, task: &Task, table: &Table, lr: f64) -> Result<Fitted,
 #[test]
 fn a_fit_learns_keeps_its_best_epoch_and_is_the_same_each_time() {
     let (_folder, task, table) = bench();
-    for method in [Method::DenseNet121, Method::Mst] {
+    for method in [Method::DenseNet121, Method::SliceCnn, Method::Mst] {
         let run = || fitted(method, &task, &table, 5e-3).unwrap();
         let (first, second) = (run(), run());
         let untimed = |fitted: &Fitted| {
@@ -145,7 +141,7 @@ fn a_fit_learns_keeps_its_best_epoch_and_is_the_same_each_time() {
             (first.val_auroc, first.history[first.best - 1].val_auroc)
         );
         assert_eq!(predict::mean_loss(&table, &task, &val).unwrap(), first.history[first.best - 1].val_loss);
-        assert_eq!(first.resampled, if method == Method::Mst { 0 } else { first.rows.len() });
+        assert_eq!(first.resampled, if method == Method::DenseNet121 { first.rows.len() } else { 0 });
         assert!(first.fit_seconds > 0.0 && first.predict_seconds > 0.0);
     }
 }
