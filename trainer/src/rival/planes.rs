@@ -3,7 +3,7 @@ use crate::data::Slices;
 /// The three slices through the middle of a volume, each of the slices' size: one of its own, then one along the columns and one
 /// along the rows of its slices (of axial slices: the coronal and the sagittal one). In the last two a row is what one slice shows of
 /// the plane; they are stretched (bilinear, between the centres of pixels) to the size, whatever the distance of the slices. A mask
-/// does not go with them.
+/// does not go with them. What is changed at random should be the volume, before: a flip of these slices would only reorder them.
 pub fn three_planes(slices: &Slices) -> Slices {
     let Slices { count, size: [height, width], .. } = *slices;
     let at = |s: usize, c: usize, y: usize, x: usize| slices.values[((s * 3 + c) * height + y) * width + x];

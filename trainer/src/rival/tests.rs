@@ -1,7 +1,7 @@
 mod fitting;
 mod pretrained;
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use tch::Kind;
 
@@ -21,6 +21,11 @@ const THREE_WINDOWS: &str = "windows = [[0, 800], [0, 80], [100, 400]]";
 
 fn task(text: &str) -> Task {
     toml::from_str(text).unwrap()
+}
+
+/// Small backbones of several families, with random weights.
+fn reference() -> PathBuf {
+    backbone_path().ancestors().nth(2).unwrap().into()
 }
 
 fn backbone() -> Backbone {
@@ -169,23 +174,28 @@ fn an_mst_is_the_backbone_and_one_layer() {
 
 #[test]
 fn thawed_weights_give_what_the_frozen_ones_do_and_move_without_them() {
-    let backbone = backbone();
-    let frozen = Encoder::new(&backbone, [28, 28], Device::Cpu).unwrap();
-    let (thawed, named) = Encoder::new(&backbone, [28, 28], Device::Cpu).unwrap().trainable().unwrap();
-    let slices = volumes(1, 3).get(0);
-    let cls = |encoder: &Encoder| encoder.encode(&slices, None, false).unwrap().cls;
-    assert_eq!(cls(&frozen), cls(&thawed).detach());
-    assert!(!cls(&frozen).requires_grad());
-    let inputs: Vec<&Tensor> = named.iter().map(|(_, tensor)| tensor).collect();
-    let found = Tensor::run_backward(&[cls(&thawed).square().sum(Kind::Float)], &inputs, false, false);
-    for ((name, _), gradient) in named.iter().zip(&found) {
-        // The loss is the same for any sum of the final norm's direction, but nothing else is without effect.
-        assert!(gradient.defined() && gradient.abs().max().double_value(&[]) > 0.0, "{name}");
+    for name in ["dinov2_hf_98x84", "dinov2reg4_timm_42x56", "dinov3_hf_gated_96x64", "vit_hf_96x80"] {
+        let backbone = open_backbone(&reference().join(name).join("weights.safetensors"), None).unwrap();
+        let size = [2 * backbone.arch.patch; 2];
+        let new = || Encoder::new(&backbone, size, Device::Cpu).unwrap();
+        let (frozen, (thawed, named)) = (new(), new().trainable().unwrap());
+        let side = size[0] as i64;
+        let slices = Tensor::from_slice(&values(3 * 3 * size[0] * size[0], 1)).view([3, 3, side, side]);
+        let cls = |encoder: &Encoder| encoder.encode(&slices, None, false).unwrap().cls;
+        assert_eq!(cls(&frozen), cls(&thawed).detach());
+        assert!(!cls(&frozen).requires_grad());
+        let inputs: Vec<&Tensor> = named.iter().map(|(_, tensor)| tensor).collect();
+        let total = cls(&thawed).square().sum(Kind::Float);
+        let found = Tensor::run_backward(&[total], &inputs, false, false);
+        for ((weight, _), gradient) in named.iter().zip(&found) {
+            let reached = gradient.defined() && gradient.abs().max().double_value(&[]) > 0.0;
+            assert!(reached, "{name}: {weight}");
+        }
+        let share = thawed.share();
+        tch::no_grad(|| named.iter().for_each(|(_, tensor)| drop(tensor.shallow_clone().fill_(0.01))));
+        assert_eq!(cls(&thawed).detach(), cls(&share).detach());
+        assert_ne!(cls(&frozen), cls(&thawed).detach());
     }
-    let share = thawed.share();
-    tch::no_grad(|| named.iter().for_each(|(_, tensor)| drop(tensor.shallow_clone().fill_(0.01))));
-    assert_eq!(cls(&thawed).detach(), cls(&share).detach());
-    assert_ne!(cls(&frozen), cls(&thawed).detach());
 }
 
 #[test]
@@ -300,12 +310,8 @@ fn what_cannot_be_compared_is_told_in_a_sentence() {
     };
     let text = told(Method::Mst, &plain, None);
     assert!(text.starts_with("the method `mst` cannot be compared: ") && text.contains("backbone"), "{text}");
-    let folder = backbone_path();
-    let folder = folder.parent().and_then(Path::parent).unwrap();
-    for (name, family) in [("davit", "DaViT"), ("siglip", "SigLIP")] {
-        let mut entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-        let other = entries.find(|path| path.file_name().unwrap().to_string_lossy().starts_with(name));
-        let other = open_backbone(&other.unwrap().join("weights.safetensors"), None).unwrap();
+    for (name, family) in [("davit_hf_60x44", "DaViT"), ("siglip_hf_98x84", "SigLIP")] {
+        let other = open_backbone(&reference().join(name).join("weights.safetensors"), None).unwrap();
         let text = told(Method::Mst, &plain, Some(&other));
         assert!(text.contains(family) && text.contains("such as a DINOv2"), "{text}");
         assert!(Encoder::new(&other, [56, 56], Device::Cpu).unwrap().trainable().is_err(), "{name}");

@@ -147,6 +147,28 @@ fn a_fit_learns_keeps_its_best_epoch_and_is_the_same_each_time() {
 }
 
 #[test]
+fn a_method_is_built_and_fitted() {
+    let (folder, mut task, table) = bench();
+    task.train.epochs = 1;
+    let (cache, backbone) = (Cache::new(&table, &task, 0), backbone());
+    let missing = folder.path().join("none.safetensors");
+    let run = |weights| {
+        let settings = Settings::usual(Method::Mst, &task);
+        let backbone = Some(&backbone);
+        let (task, cache, device) = (&task, &cache, Device::Cpu);
+        fit(
+            Method::Mst,
+            &Options { task, cache, backbone, weights, device, threads: 1, settings, progress: false },
+        )
+    };
+    let fitted = run(None).unwrap();
+    assert_eq!((fitted.best, fitted.history.len(), fitted.rows[0].logits.len()), (1, 1, 1));
+    assert!(fitted.parameters > backbone.arch.dim * backbone.arch.dim);
+    let text = run(Some(missing.as_path())).unwrap_err().to_string();
+    assert!(text.contains("`mst`") && text.contains("none.safetensors"), "{text}");
+}
+
+#[test]
 fn a_fit_that_diverges_names_the_volumes_and_the_rate() {
     let (_folder, task, table) = bench();
     let error = fitted(Method::ResNet18, &task, &table, f64::INFINITY).unwrap_err();
