@@ -100,6 +100,35 @@ pub enum Error {
         /// The last epoch whose checkpoint stands; 0 means that there is none.
         kept: usize,
     },
+    /// A method does not go with the task that it is to be compared on.
+    #[error("the method `{method}` cannot be compared: {problem}")]
+    Rival {
+        /// Its name.
+        method: &'static str,
+        /// What was found and what is expected.
+        problem: String,
+    },
+    /// The loss or a gradient of a method that is compared with is not a finite number any more.
+    #[error(
+        "the {what} of the method `{method}` became {value} in epoch {epoch} at step {step} with the volumes {volumes}; \
+         lower its learning rate, which is {lr}, and start again"
+    )]
+    Unstable {
+        /// The method's name.
+        method: &'static str,
+        /// `loss` or `gradient norm`.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+        /// Epoch, from 1.
+        epoch: usize,
+        /// Optimiser step, from 1.
+        step: u64,
+        /// The ids of the step's volumes.
+        volumes: String,
+        /// The learning rate before warm-up and decay.
+        lr: f64,
+    },
     /// A flag's value does not go with the rest.
     #[error("{flag} cannot be used: {problem}")]
     Flag {
@@ -159,11 +188,12 @@ impl Error {
             | Self::Run { .. }
             | Self::Adapter { .. }
             | Self::Device { .. }
+            | Self::Rival { .. }
             | Self::Flag { .. } => true,
             Self::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
             Self::Scan { source, .. } => source.is_bad_input(),
             Self::Runtime(error) => error.is_bad_input(),
-            Self::Diverged { .. } | Self::Parity { .. } | Self::Torch(_) => false,
+            Self::Diverged { .. } | Self::Unstable { .. } | Self::Parity { .. } | Self::Torch(_) => false,
         }
     }
 

@@ -96,7 +96,7 @@ pub struct Epoch {
 impl Epoch {
     /// Whether this epoch's checkpoint is to be preferred: higher validation AUROC, then lower validation loss; without
     /// validation volumes the later one.
-    fn better_than(&self, other: &Self) -> bool {
+    pub(crate) fn better_than(&self, other: &Self) -> bool {
         let auroc = |e: &Self| e.val_auroc.unwrap_or(f64::NEG_INFINITY);
         match auroc(self).total_cmp(&auroc(other)) {
             std::cmp::Ordering::Greater => true,

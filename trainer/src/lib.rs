@@ -30,6 +30,7 @@ pub mod predict;
 pub mod probe;
 pub mod random;
 pub mod report;
+pub mod rival;
 pub mod run;
 pub mod task;
 pub mod tensorboard;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use firmware_config::Activation;
 use indicatif::ProgressBar;
 use runtime::engine::Output;
+use tch::{TchError, Tensor};
 
 use crate::Error;
 use crate::data::{Cache, Split, Study, Table};
@@ -154,6 +155,17 @@ pub fn known<'a>(
     };
     let known = |row: &Row| table.samples[row.index].targets[label].map(|truth| (score(row), truth));
     rows.into_iter().filter_map(known).unzip()
+}
+
+/// Mean loss over the known labels of the rows; `None` where none is known.
+pub(crate) fn mean_loss(table: &Table, task: &Task, rows: &[Row]) -> Result<Option<f64>, TchError> {
+    let (mut sum, mut terms) = (0.0, 0);
+    for row in rows {
+        let targets = &table.samples[row.index].targets;
+        sum += task.loss.sum(&Tensor::f_from_slice(&row.logits)?, targets)?.f_double_value(&[])?;
+        terms += task.loss.terms(targets);
+    }
+    Ok((terms > 0).then(|| sum / terms as f64))
 }
 
 /// Mean AUROC over the labels of which both classes are among the rows.

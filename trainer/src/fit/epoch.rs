@@ -129,15 +129,8 @@ impl Fit<'_> {
         bar.set_message("validation");
         let parameters = self.average.as_ref().unwrap_or(&self.network.parameters);
         let rows = self.predict(parameters, &[Split::Val], bar)?;
-        let (mut sum, mut terms) = (0.0, 0);
-        for row in &rows {
-            let targets = &self.table.samples[row.index].targets;
-            let loss = self.task.loss.sum(&tch::Tensor::from_slice(&row.logits), targets)?;
-            sum += loss.f_double_value(&[])?;
-            terms += self.task.loss.terms(targets);
-        }
         Ok((
-            (terms > 0).then(|| sum / terms as f64),
+            predict::mean_loss(self.table, self.task, &rows)?,
             predict::macro_auroc(self.table, self.task, &rows.iter()),
             self.table.split(Split::Val).len() - rows.len(),
         ))

@@ -7,7 +7,7 @@ use super::parameters::Factors;
 use super::vit::VisionTransformer;
 use crate::Error;
 
-/// A frozen backbone, for slices of the sizes that it was told of.
+/// A frozen backbone, for slices of the sizes that it was told of; [`Encoder::trainable`] thaws it.
 pub struct Encoder {
     arch: Arch,
     device: Device,
@@ -124,6 +124,25 @@ impl Encoder {
         }
         self.kind = kind;
         Ok(self)
+    }
+
+    /// The same encoder with weights of its own that ask for gradients, to be fitted whole; and these weights by name, the same
+    /// tensors. Positions are those of its sizes of slices, and what is stacked or added up for the encoder is one weight. Only of a
+    /// vision transformer with CLS.
+    pub(crate) fn trainable(mut self) -> Result<(Self, Vec<(String, Tensor)>), TchError> {
+        let weights = match &mut self.body {
+            Body::Vit(vit) => vit.weights(),
+            Body::Davit(_) => None,
+        };
+        let Some(weights) = weights else {
+            return Err(TchError::Convert(format!("{} has no CLS to be fitted whole by", self.arch.family)));
+        };
+        let mut named = Vec::with_capacity(weights.len());
+        for (name, weight) in weights {
+            *weight = weight.f_detach_copy()?.f_set_requires_grad(true)?;
+            named.push((name, weight.shallow_clone()));
+        }
+        Ok((self, named))
     }
 
     /// The same weights for another thread; nothing is copied.

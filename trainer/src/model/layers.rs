@@ -28,7 +28,14 @@ pub(super) enum Mlp {
     },
 }
 
+/// A layer's tensor and its name.
+pub(super) type Weight<'a> = (String, &'a mut Tensor);
+
 impl Norm {
+    pub(super) fn weights(&mut self, name: &str) -> [Weight<'_>; 2] {
+        [(format!("{name}.weight"), &mut self.weight), (format!("{name}.bias"), &mut self.bias)]
+    }
+
     pub(super) fn share(&self) -> Self {
         Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone() }
     }
@@ -39,6 +46,10 @@ impl Norm {
 }
 
 impl Linear {
+    pub(super) fn weights(&mut self, name: &str) -> [Weight<'_>; 2] {
+        [(format!("{name}.weight"), &mut self.weight), (format!("{name}.bias"), &mut self.bias)]
+    }
+
     pub(super) fn share(&self) -> Self {
         Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone() }
     }
@@ -84,6 +95,14 @@ impl Linear {
 }
 
 impl Mlp {
+    pub(super) fn weights(&mut self, name: &str) -> Vec<Weight<'_>> {
+        let parts = match self {
+            Self::Gelu { fc1, fc2, .. } => vec![("fc1", fc1), ("fc2", fc2)],
+            Self::SwiGlu { gate, up, down } => vec![("gate", gate), ("up", up), ("down", down)],
+        };
+        parts.into_iter().flat_map(|(part, linear)| linear.weights(&format!("{name}.{part}"))).collect()
+    }
+
     pub(super) fn to_kind(&self, kind: Kind) -> Result<Self, TchError> {
         Ok(match self {
             Self::Gelu { fc1, fc2, approximate } => {

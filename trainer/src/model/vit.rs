@@ -2,7 +2,7 @@ use runtime::backbone::{Body, Embedding};
 use tch::{Kind, TchError, Tensor};
 
 use super::encoder::{Encoding, Loader};
-use super::layers::{Linear, Mlp, Norm, heads, probabilities};
+use super::layers::{Linear, Mlp, Norm, Weight, heads, probabilities};
 use super::parameters::{BlockFactors, Factors};
 use super::pooling_head::PoolingHead;
 use super::rotation::Rotation;
@@ -104,6 +104,25 @@ impl VisionTransformer {
             block.mlp = block.mlp.to_kind(kind)?;
         }
         Ok(())
+    }
+
+    /// All weights by name; `None` where a pooling head takes the place of CLS.
+    pub(super) fn weights(&mut self) -> Option<Vec<Weight<'_>>> {
+        if self.pooling.is_some() {
+            return None;
+        }
+        let mut all: Vec<Weight<'_>> = self.patch.weights("patch").into();
+        for (n, grid) in self.grids.iter_mut().enumerate() {
+            // With rotations the table of positions is zero, and no part of the backbone.
+            let table = if grid.rotation.is_none() { Some(&mut grid.positions) } else { None };
+            all.extend(table.map(|table| (format!("grids.{n}.positions"), table)));
+            all.extend(grid.prefix.as_mut().map(|prefix| (format!("grids.{n}.prefix"), prefix)));
+        }
+        for (n, block) in self.blocks.iter_mut().enumerate() {
+            all.extend(block.weights(&format!("blocks.{n}")));
+        }
+        all.extend(self.norm.weights("norm"));
+        Some(all)
     }
 
     pub(super) fn share(&self) -> Self {
@@ -217,6 +236,18 @@ impl Grid {
 }
 
 impl Block {
+    fn weights(&mut self, name: &str) -> Vec<Weight<'_>> {
+        let of = |part: &str| format!("{name}.{part}");
+        let mut all: Vec<Weight<'_>> = self.norm1.weights(&of("norm1")).into();
+        all.extend(self.qkv.weights(&of("qkv")));
+        all.extend(self.o.weights(&of("o")));
+        all.extend(self.scale1.as_mut().map(|scale| (of("scale1"), scale)));
+        all.extend(self.norm2.weights(&of("norm2")));
+        all.extend(self.mlp.weights(name));
+        all.extend(self.scale2.as_mut().map(|scale| (of("scale2"), scale)));
+        all
+    }
+
     fn share(&self) -> Self {
         Self {
             norm1: self.norm1.share(),

@@ -1,0 +1,122 @@
+use rand_distr::{Distribution, StandardNormal};
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::random::{Purpose, generator, unit};
+
+/// The tensors of a network that is fitted whole.
+pub struct Weights {
+    /// Leaves that ask for gradients, named as in the PyTorch module that the network follows.
+    named: Vec<(String, Tensor)>,
+    /// Running means and variances of the batch norms, which steps do not move.
+    running: Vec<(String, Tensor)>,
+}
+
+impl Weights {
+    /// Number of trainable values.
+    pub fn count(&self) -> usize {
+        self.named.iter().map(|(_, tensor)| tensor.numel()).sum()
+    }
+
+    /// The trainable tensors, in the order of the gradients.
+    pub fn named(&self) -> &[(String, Tensor)] {
+        &self.named
+    }
+
+    /// All gradients of `total`, one after the other in the order of [`Weights::named`], `[P]`; and those of `others`.
+    pub fn gradients(&self, total: &Tensor, others: &[&Tensor]) -> Result<(Tensor, Vec<Tensor>), TchError> {
+        let mine = self.named.iter().map(|(_, tensor)| tensor);
+        let inputs: Vec<&Tensor> = mine.chain(others.iter().copied()).collect();
+        let mut found = Tensor::f_run_backward(&[total], &inputs, false, false)?;
+        let rest = found.split_off(self.named.len());
+        let flat = found.iter().zip(&self.named).map(|(gradient, (_, tensor))| {
+            // Of what the total does not depend on there is none.
+            let gradient = if gradient.defined() {
+                gradient.shallow_clone()
+            } else {
+                tensor.f_detach()?.f_zeros_like()?
+            };
+            gradient.f_flatten(0, -1)
+        });
+        Ok((Tensor::f_cat(&flat.collect::<Result<Vec<_>, _>>()?, 0)?, rest))
+    }
+
+    /// Copies of all values, running statistics too.
+    pub fn copy(&self) -> Result<Vec<Tensor>, TchError> {
+        self.all().map(|(_, tensor)| tensor.f_detach()?.f_detach_copy()).collect()
+    }
+
+    /// Puts back what [`Weights::copy`] gave.
+    pub fn restore(&self, values: &[Tensor]) -> Result<(), TchError> {
+        let _guard = tch::no_grad_guard();
+        self.all().zip(values).try_for_each(|((_, tensor), value)| tensor.shallow_clone().f_copy_(value))
+    }
+
+    /// Trainable tensors and running statistics.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.named.iter().chain(&self.running).map(|(name, tensor)| (name.as_str(), tensor))
+    }
+}
+
+/// Initial values.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Draw {
+    /// The same everywhere.
+    Fill(f32),
+    /// Normal around zero with this standard deviation.
+    Normal(f64),
+    /// Uniform between minus and plus this.
+    Uniform(f64),
+}
+
+/// Makes the weights of a network, one after the other; each one's values follow from the seed and its place.
+pub(super) struct Maker {
+    weights: Weights,
+    seed: u64,
+    device: Device,
+}
+
+impl Maker {
+    pub(super) fn new(seed: u64, device: Device) -> Self {
+        Self { weights: Weights { named: Vec::new(), running: Vec::new() }, seed, device }
+    }
+
+    pub(super) fn device(&self) -> Device {
+        self.device
+    }
+
+    /// A trainable tensor.
+    pub(super) fn leaf(&mut self, name: String, dims: &[i64], draw: Draw) -> Result<Tensor, TchError> {
+        let count = dims.iter().product::<i64>() as usize;
+        let mut rng = generator(self.seed, Purpose::Init, 0, self.weights.named.len() as u64);
+        let values: Vec<f32> = match draw {
+            Draw::Fill(value) => vec![value; count],
+            Draw::Normal(std) => (0..count)
+                .map(|_| {
+                    let normal: f32 = StandardNormal.sample(&mut rng);
+                    normal * std as f32
+                })
+                .collect(),
+            Draw::Uniform(bound) => (0..count).map(|_| (2.0 * unit(&mut rng) - 1.0) * bound as f32).collect(),
+        };
+        let tensor = Tensor::f_from_slice(&values)?.f_reshape(dims)?.f_to_device(self.device)?;
+        let tensor = tensor.f_set_requires_grad(true)?;
+        self.adopt(name, &tensor);
+        Ok(tensor)
+    }
+
+    /// Takes a leaf that there is already.
+    pub(super) fn adopt(&mut self, name: String, tensor: &Tensor) {
+        self.weights.named.push((name, tensor.shallow_clone()));
+    }
+
+    /// A running statistic of `channels` values.
+    pub(super) fn running(&mut self, name: String, channels: i64, value: f64) -> Result<Tensor, TchError> {
+        let tensor = Tensor::f_full([channels], value, (Kind::Float, self.device))?;
+        self.weights.running.push((name, tensor.shallow_clone()));
+        Ok(tensor)
+    }
+
+    pub(super) fn finish(self) -> Weights {
+        self.weights
+    }
+}
