@@ -18,6 +18,7 @@ mod method;
 mod probe;
 mod ranks;
 mod report;
+mod rivals;
 mod scale;
 mod suite;
 
@@ -41,6 +42,8 @@ pub struct Options {
     pub out: PathBuf,
     /// Backbones by the name that methods know them by; the first serves methods that name none.
     pub backbones: Vec<(String, PathBuf)>,
+    /// Weights that methods start from which were published with them, by the method's name.
+    pub weights: Vec<(String, PathBuf)>,
     /// `cpu` or `cuda:N`.
     pub device: Device,
     /// Of matrix products and attention.

@@ -25,9 +25,10 @@ mod weights;
 use runtime::backbone::{Backbone, Body, Embedding};
 use tch::{Device, TchError, Tensor};
 
-pub use fit::{Fitted, Options, fit};
+pub use fit::{Fitted, Options, fit, fit_built};
 pub use image::{LEAST, enlarged, is_grey};
 pub use planes::three_planes;
+pub use pretrained::start_from;
 pub use weights::Weights;
 
 use crate::Error;

@@ -24,6 +24,10 @@ pub(super) struct Compare {
     /// Backbone weights, as NAME=FILE; repeatable, the first serves methods that name none. A name of its own is not needed for one
     #[arg(long, value_name = "[NAME=]FILE", required = true)]
     backbone: Vec<String>,
+    /// Weights that were published with a method, as METHOD=FILE (safetensors): medicalnet needs them, cnn-bilstm and the 3D ResNets may
+    /// start from them; repeatable
+    #[arg(long, value_name = "METHOD=FILE")]
+    weights: Vec<String>,
     /// Folder of the comparison
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -61,7 +65,8 @@ pub(super) fn run(args: &Compare) -> Result<()> {
     args.precision.check(device)?;
     let options = Options {
         out: args.out.clone(),
-        backbones: backbones(&args.backbone),
+        backbones: named(&args.backbone),
+        weights: named(&args.weights),
         device,
         precision: args.precision,
         threads: threads(args.machine.threads),
@@ -155,7 +160,7 @@ fn task_of<'a>(suite: &'a Suite, cell: &Cell) -> Result<&'a SuiteTask> {
 }
 
 /// `NAME=FILE` or `FILE`, whose name is then the file's without its ending.
-fn backbones(given: &[String]) -> Vec<(String, PathBuf)> {
+fn named(given: &[String]) -> Vec<(String, PathBuf)> {
     let one = |text: &String| match text.split_once('=') {
         Some((name, file)) if !name.contains('/') => (name.to_owned(), PathBuf::from(file)),
         _ => {

@@ -8,7 +8,7 @@ use runtime::gate::{Machine, ThisMachine};
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
-use super::{Base, Method, Options, SuiteTask, lora, probe, scale};
+use super::{Base, Method, Options, SuiteTask, lora, probe, rivals, scale};
 use crate::Error;
 use crate::data::{Cache, Slices, Split, Study, Table};
 use crate::device::peak_bytes;
@@ -144,8 +144,13 @@ impl Cell {
     pub fn key(&self, on: &SuiteTask, options: &Options) -> Result<String, Error> {
         let bytes = std::fs::read(&on.data).map_err(Error::io(&on.data))?;
         // One that is not there is told of when the cell is made.
-        let backbone = self.backbone(options).and_then(|(_, path)| open_backbone(path, Some(1)));
-        let backbone = backbone.map(|backbone| backbone.sha256).unwrap_or_default();
+        let backbone = match self.backbone(options) {
+            Ok((_, path)) if self.method.base.needs_backbone() => open_backbone(path, Some(1)).ok(),
+            _ => None,
+        };
+        let backbone = backbone.map(|backbone| backbone.sha256);
+        let weights = options.weights.iter().find(|(name, _)| name == self.method.base.name());
+        let weights = weights.and_then(|(_, path)| Some(runtime::tensor::sha256(&std::fs::read(path).ok()?)));
         let device = if options.device == Device::Cpu { "cpu" } else { "cuda" };
         let parts = serde_json::json!([
             env!("CARGO_PKG_VERSION"),
@@ -153,6 +158,7 @@ impl Cell {
             on.task,
             runtime::tensor::sha256(&bytes),
             backbone,
+            weights,
             options.precision,
             device,
         ]);
@@ -253,6 +259,7 @@ pub fn note_death(cell: &Cell, on: &SuiteTask, options: &Options, why: String) -
 
 /// Fits, predicts, and fills in what there is to tell.
 fn fill(cell: &Cell, on: &SuiteTask, options: &Options, folder: &Path, made: &mut Made) -> Result<(), Error> {
+    tch::set_num_threads(options.threads as i32);
     let mut task = on.task.clone();
     task.train.seed = cell.seed;
     task.lora.rank = cell.method.rank.unwrap_or(task.lora.rank);
@@ -265,7 +272,8 @@ fn fill(cell: &Cell, on: &SuiteTask, options: &Options, folder: &Path, made: &mu
         let path = scale::write(&table, share, on.task.train.seed, &options.out.join("data"), &cell.task)?;
         table = Table::read(&path, &task, false)?;
     }
-    let backbone = cell.backbone(options)?.1.clone();
+    let needed = cell.method.base.needs_backbone();
+    let backbone = if needed { cell.backbone(options)?.1.clone() } else { PathBuf::new() };
     let job = Job { task, task_path: &on.task_path, table, backbone, folder: folder.into(), options };
     if let Some(reason) = cell.obstacle(&job) {
         made.state = State::Empty(reason);
@@ -279,6 +287,12 @@ fn fill(cell: &Cell, on: &SuiteTask, options: &Options, folder: &Path, made: &mu
         Base::LoraTransformer => lora::fit(&job, Pooling::Transformer),
         Base::ProbeMean => probe::fit(&job, Pooling::Mean),
         Base::ProbeMedian => probe::fit(&job, Pooling::Median),
+        base => match base.rival() {
+            Some(method) => rivals::fit(&job, base, method),
+            None => {
+                Err(Error::Flag { flag: "--methods", problem: format!("{} cannot be fitted", base.name()) })
+            }
+        },
     }?;
     made.parameters = outcome.parameters;
     made.bytes = outcome.bytes;

@@ -1,6 +1,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::rival::Method as Rival;
+
 /// What is fitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Base {
@@ -18,11 +20,23 @@ pub enum Base {
     ProbeMean,
     /// With the median over slices.
     ProbeMedian,
+    /// Medical Slice Transformer.
+    Mst,
+    /// CNN on slices and their neighbours, LSTM over the slices.
+    CnnBilstm,
+    /// 3D DenseNet-121.
+    DenseNet121,
+    /// 3D ResNet-18.
+    ResNet18,
+    /// 3D ResNet-50.
+    ResNet50,
+    /// 3D ResNet-50 from MedicalNet's weights.
+    MedicalNet,
 }
 
 impl Base {
     /// All, in the order of the table.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 13] = [
         Self::AnyMc3d,
         Self::LoraMean,
         Self::LoraMedian,
@@ -30,6 +44,12 @@ impl Base {
         Self::LoraTransformer,
         Self::ProbeMean,
         Self::ProbeMedian,
+        Self::Mst,
+        Self::CnnBilstm,
+        Self::DenseNet121,
+        Self::ResNet18,
+        Self::ResNet50,
+        Self::MedicalNet,
     ];
 
     /// As flags, folders and tables have it.
@@ -42,6 +62,12 @@ impl Base {
             Self::LoraTransformer => "lora-transformer",
             Self::ProbeMean => "probe-mean",
             Self::ProbeMedian => "probe-median",
+            Self::MedicalNet => "medicalnet",
+            Self::Mst => Rival::Mst.name(),
+            Self::CnnBilstm => Rival::SliceCnn.name(),
+            Self::DenseNet121 => Rival::DenseNet121.name(),
+            Self::ResNet18 => Rival::ResNet18.name(),
+            Self::ResNet50 => Rival::ResNet50.name(),
         }
     }
 
@@ -55,12 +81,42 @@ impl Base {
             Self::LoraTransformer => "the same LoRA, a Transformer layer over slices",
             Self::ProbeMean => "frozen backbone, mean over slices, logistic head",
             Self::ProbeMedian => "frozen backbone, median over slices, logistic head",
+            Self::MedicalNet => {
+                "3D ResNet-50 from MedicalNet's weights, which the user supplies, fine-tuned whole"
+            }
+            Self::Mst => Rival::Mst.description(),
+            Self::CnnBilstm => Rival::SliceCnn.description(),
+            Self::DenseNet121 => Rival::DenseNet121.description(),
+            Self::ResNet18 => Rival::ResNet18.description(),
+            Self::ResNet50 => Rival::ResNet50.description(),
+        }
+    }
+
+    /// The network that is fitted whole, where it is one.
+    pub fn rival(self) -> Option<Rival> {
+        match self {
+            Self::Mst => Some(Rival::Mst),
+            Self::CnnBilstm => Some(Rival::SliceCnn),
+            Self::DenseNet121 => Some(Rival::DenseNet121),
+            Self::ResNet18 => Some(Rival::ResNet18),
+            Self::ResNet50 | Self::MedicalNet => Some(Rival::ResNet50),
+            _ => None,
         }
     }
 
     /// Whether the backbone's weights stay as they are, so that tasks can share them.
     pub fn is_frozen(self) -> bool {
-        true
+        self.rival().is_none()
+    }
+
+    /// Whether it is fitted on a backbone.
+    pub fn needs_backbone(self) -> bool {
+        self.rival().is_none_or(Rival::needs_backbone)
+    }
+
+    /// Whether it starts from weights that were published with it.
+    pub fn needs_weights(self) -> bool {
+        self == Self::MedicalNet
     }
 
     /// Whether nothing about it depends on a seed.
@@ -122,6 +178,9 @@ impl FromStr for Method {
                 "the method `{text}` names the backbone `{name}`, expected letters, digits, - and _"
             ));
         }
+        if backbone.is_some() && !base.needs_backbone() {
+            return Err(format!("the method `{text}` takes no backbone, expected {}", base.name()));
+        }
         let mut method = Self { base, backbone: backbone.map(Into::into), data: None, rank: None };
         for part in parts {
             let wrong = || {
@@ -135,7 +194,7 @@ impl FromStr for Method {
                     let share = value.parse().ok().filter(|share| *share > 0.0 && *share <= 1.0);
                     method.data = Some(share.ok_or_else(wrong)?);
                 }
-                "rank" if !base.is_seedless() => {
+                "rank" if base.is_frozen() && !base.is_seedless() => {
                     let rank = value.parse().ok().filter(|rank| (1..=1024).contains(rank));
                     method.rank = Some(rank.ok_or_else(wrong)?);
                 }
@@ -167,6 +226,8 @@ mod tests {
             ("anymc3d+rank", "+rank"),
             ("probe-mean+rank=4", "+rank=4"),
             ("anymc3d+size=3", "+size=3"),
+            ("mst+rank=4", "+rank=4"),
+            ("resnet18-3d@b", "takes no backbone"),
         ] {
             let error = text.parse::<Method>().unwrap_err();
             assert!(error.contains(told) && error.contains("expected"), "{error}");

@@ -69,7 +69,7 @@ pub fn fit(method: Method, options: &Options<'_>) -> Result<Fitted, Error> {
 }
 
 /// [`fit`] for a network that there is already.
-pub(super) fn fit_built(method: Method, rival: &dyn Rival, options: &Options<'_>) -> Result<Fitted, Error> {
+pub fn fit_built(method: Method, rival: &dyn Rival, options: &Options<'_>) -> Result<Fitted, Error> {
     let _threads = Threads::set(options.threads);
     let named = rival.weights().named().iter();
     let optimiser =

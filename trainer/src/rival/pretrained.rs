@@ -16,7 +16,7 @@ const PARALLEL: &str = "module.";
 ///
 /// Names are torchvision's for the features of `cnn-bilstm`, MedicalNet's for the ResNets and MONAI's for the DenseNet; a ResNet-18
 /// of MedicalNet's has no weights in its shortcuts, which then stay as they were drawn.
-pub(super) fn start_from(method: Method, rival: &dyn Rival, path: &Path) -> Result<usize, Error> {
+pub fn start_from(method: Method, rival: &dyn Rival, path: &Path) -> Result<usize, Error> {
     let weights = rival.weights();
     let head: HashSet<&str> = weights.named().iter().rev().take(2).map(|(name, _)| name.as_str()).collect();
     let bare = |name: &str| name.strip_prefix(PARALLEL).unwrap_or(name).to_owned();
