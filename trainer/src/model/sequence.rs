@@ -118,19 +118,29 @@ pub(super) fn lstm(parameters: &Parameters, rows: &Tensor) -> Result<(Tensor, Te
         }
     }
     let hidden = weights[1].size()[1];
-    let zeros = Tensor::f_zeros([2, 1, hidden], (Kind::Float, rows.device()))?;
-    let (_, last, _) = rows.f_unsqueeze(1)?.f_lstm(
-        &[&zeros, &zeros],
-        &weights.iter().collect::<Vec<_>>(),
-        true,
-        1,
-        0.0,
-        false,
-        true,
-        false,
-    )?;
+    let weights: Vec<&Tensor> = weights.iter().collect();
+    let (_, last) = bidirectional(&rows.f_unsqueeze(0)?, &weights, 1, hidden)?;
     let even = Tensor::f_full([count], 1.0 / count as f64, (Kind::Float, rows.device()))?;
     Ok((even, last.f_flatten(0, -1)?.f_narrow(0, 0, dim)?))
+}
+
+/// A bidirectional LSTM of several layers (Hochreiter and Schmidhuber 1997) as PyTorch's, over sequences `[B, S, in]`: the last layer's
+/// states `[B, S, 2 hidden]`, and the last states of every layer and direction, `[2 layers, B, hidden]`. Of each layer and direction, forward
+/// first: the weights of input and state, `[4 hidden, …]`, then their biases.
+pub(crate) fn bidirectional(
+    x: &Tensor,
+    weights: &[&Tensor],
+    layers: i64,
+    hidden: i64,
+) -> Result<(Tensor, Tensor), TchError> {
+    let start = Tensor::f_zeros([2 * layers, x.size()[0], hidden], (Kind::Float, x.device()))?;
+    // cuDNN wants all weights in one piece of memory, and says so at every call; libtorch's own kernels do not.
+    let cudnn = tch::Cuda::user_enabled_cudnn();
+    tch::Cuda::set_user_enabled_cudnn(false);
+    let made = x.f_lstm(&[&start, &start], weights, true, layers, 0.0, true, true, true);
+    tch::Cuda::set_user_enabled_cudnn(cudnn);
+    let (states, last, _) = made?;
+    Ok((states, last))
 }
 
 /// One pre-norm Transformer layer over a learned CLS token and `rows` `[S, d]`, without positions (MST, arXiv 2411.15802): 12 heads

@@ -1,6 +1,7 @@
-use tch::{Kind, TchError, Tensor};
+use tch::{TchError, Tensor};
 
 use super::weights::{Draw, Maker};
+use crate::model::sequence::bidirectional;
 
 /// A bidirectional LSTM of several layers (Hochreiter and Schmidhuber 1997), as PyTorch's.
 pub(super) struct Lstm {
@@ -37,11 +38,7 @@ impl Lstm {
 
     /// Sequences `[B, S, in]` → the states of both directions, `[B, S, 2 hidden]`.
     pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        let start = Tensor::f_zeros([2 * self.layers, x.size()[0], self.hidden], (Kind::Float, x.device()))?;
-        let start = [&start, &start];
         let weights: Vec<&Tensor> = self.weights.iter().collect();
-        // There is no dropout that training would switch, but cuDNN keeps what gradients need only then.
-        let (states, _, _) = x.f_lstm(&start, &weights, true, self.layers, 0.0, true, true, true)?;
-        Ok(states)
+        Ok(bidirectional(x, &weights, self.layers, self.hidden)?.0)
     }
 }
