@@ -476,11 +476,15 @@ fn make_phantoms(args: &Phantom, suite: &str, out: &Path) -> Result<()> {
     for split in phantom::Split::ALL {
         let labels: Vec<&str> =
             made.one_class.iter().filter(|(s, _)| *s == split).map(|(_, label)| label.as_str()).collect();
-        if !labels.is_empty() {
+        if let [first, ..] = labels.as_slice() {
+            let more = if labels.len() > 1 {
+                format!(" and {} more labels", labels.len() - 1)
+            } else {
+                String::new()
+            };
             tracing::warn!(
-                "{}: all {split} volumes are of one class of {}, so that there is no AUROC; ask for more by --counts",
-                suite.name,
-                labels.join(", ")
+                "{}: no AUROC on {split}, as its volumes are all of one class, for {first}{more}; ask for more by --counts",
+                suite.name
             );
         }
     }

@@ -106,6 +106,31 @@ fn a_bleed_adds_to_the_hounsfield_units_of_brain() {
     }
 }
 
+/// SHA-256 of a volume's values as little-endian f32.
+fn fingerprint(voxels: &[f32]) -> String {
+    runtime::tensor::sha256(&voxels.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())
+}
+
+#[test]
+fn volumes_that_were_reported_on_stay_as_they_were() {
+    // Figures in docs/benchmarks are of these; a change of the suites' volumes makes them figures of something else.
+    for (name, split, index, image, mask) in [
+        ("demo", Split::Train, 1, "2b7f7c34070dc99b", "eea97e919e9ed64b"),
+        ("demo", Split::Val, 2, "88e2cb80a3c53d54", ""),
+        ("demo", Split::Test, 3, "5ec1d6f48cfc4cbb", "2f3b8be952bb9dfc"),
+        ("ct-bleed", Split::Train, 0, "ed69bc0c5d5c1a35", ""),
+        ("ct-bleed", Split::Val, 1, "23320b03ed3037c5", "2b86d7055022bc81"),
+        ("ct-bleed", Split::Test, 1, "44d23a8460f5e362", "6c2abda441ceb362"),
+    ] {
+        let suite = Suite::load(name).unwrap();
+        let phantom = render(&suite, &load(&suite), split, index).unwrap();
+        assert!(fingerprint(&phantom.scans[0].voxels).starts_with(image), "{name} {split} {index}");
+        assert_eq!(phantom.mask.is_some(), !mask.is_empty());
+        let found = phantom.mask.map(|m| fingerprint(&m)).unwrap_or_default();
+        assert!(found.starts_with(mask), "mask of {name} {split} {index}");
+    }
+}
+
 /// A suite over a made-up ball of tissue, 20 mm in radius.
 fn ball(folder: &Path) -> Suite {
     let dims = [32, 32, 32];

@@ -78,4 +78,42 @@ mod tests {
         }
         assert!(!(0..100).any(|i| drawn(0.0, i, |_, _| 0)));
     }
+
+    #[test]
+    fn the_twelve_have_what_they_say_and_both_classes_in_every_split() {
+        for name in Suite::twelve() {
+            let suite = Suite::load(name).unwrap();
+            let targets = suite.targets();
+            for split in Split::ALL {
+                let n = suite.count(split);
+                let dealt: Vec<Vec<bool>> = (0..n).map(|i| deal(&suite, &targets, split, i).0).collect();
+                for (i, target) in targets.iter().enumerate() {
+                    let positives = dealt.iter().filter(|labels| labels[i]).count();
+                    let off = (positives as f64 - target.prevalence * n as f64).abs();
+                    assert!(off <= 1.0, "{name} {split} {}: {positives} of {n}", target.name);
+                    assert!(
+                        positives >= 1 && (positives < n || target.hidden),
+                        "{name} {split} {}",
+                        target.name
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn labels_go_together_by_chance_alone() {
+        let suite = Suite::load("t11-chest").unwrap();
+        let targets = suite.targets();
+        let dealt: Vec<Vec<bool>> = (0..4000).map(|i| deal(&suite, &targets, Split::Train, i).0).collect();
+        let rate = |has: &dyn Fn(&[bool]) -> bool| dealt.iter().filter(|l| has(l)).count() as f64 / 4000.0;
+        for a in 0..targets.len() {
+            for b in 0..a {
+                let expected = rate(&|l| l[a]) * rate(&|l| l[b]);
+                // Five standard deviations.
+                let off = (rate(&|l| l[a] && l[b]) - expected).abs();
+                assert!(off < 5.0 * (expected / 4000.0).sqrt(), "{} {}", targets[a].name, targets[b].name);
+            }
+        }
+    }
 }
