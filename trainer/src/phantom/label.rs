@@ -44,7 +44,8 @@ pub enum Form {
 }
 
 impl Form {
-    fn is_focal(&self) -> bool {
+    /// Whether it is what a finding is unless said otherwise.
+    pub fn is_focal(&self) -> bool {
         *self == Self::Focal
     }
 }

@@ -37,7 +37,7 @@ pub struct Suite {
     pub prevalence: Option<f64>,
     /// Whether masks are written: where any label's finding changes the values by more than half of its contrast. A suite of views
     /// has none.
-    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
     pub masks: bool,
     /// In place of `template`, the name of scans that are built in ([`Suite::anatomies`]).
     #[serde(default, skip_serializing)]
@@ -194,7 +194,7 @@ pub struct View {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tone: Option<Tone>,
     /// Factor on the findings' contrast, where they show less, or the other way about. Default: 1.
-    #[serde(default = "whole", skip_serializing_if = "is_whole")]
+    #[serde(default = "whole")]
     pub contrast: f64,
 }
 
@@ -202,18 +202,8 @@ fn whole() -> f64 {
     1.0
 }
 
-#[allow(clippy::float_cmp)]
-fn is_whole(x: &f64) -> bool {
-    *x == 1.0
-}
-
 fn yes() -> bool {
     true
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)]
-fn is_yes(x: &bool) -> bool {
-    *x
 }
 
 /// A real scan that volumes are made from.
