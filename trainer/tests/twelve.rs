@@ -56,6 +56,14 @@ fn there_are_twelve_and_the_test_is_on_other_templates() {
 }
 
 #[test]
+fn counts_are_three_numbers() {
+    assert_eq!("60,20, 6".parse(), Ok(Counts { train: 60, val: 20, test: 6 }));
+    for wrong in ["60,20", "60,20,60,1", "60,x,60", "-1,2,3", ""] {
+        assert!(wrong.parse::<Counts>().unwrap_err().contains("three numbers"), "{wrong}");
+    }
+}
+
+#[test]
 fn what_is_made_is_what_fit_reads() {
     let folder = tempfile::tempdir().unwrap();
     for name in Suite::twelve() {
