@@ -12,7 +12,7 @@ use trainer::data::Table;
 use trainer::evaluate::EvaluateError;
 use trainer::export::{self, export};
 use trainer::fit::{self, fit};
-use trainer::phantom::{self, PhantomError, Suite};
+use trainer::phantom::{self, Counts, PhantomError, Suite};
 use trainer::precision::Precision;
 use trainer::predict;
 use trainer::run::Run;
@@ -212,15 +212,20 @@ struct Report {
 
 /// Make labelled volumes with planted findings from real anatomy.
 ///
-/// Writes volumes and masks (NIfTI), data.csv, suite.toml and a task.toml ready for `fit`.
+/// Writes volumes and masks (NIfTI), data.csv, suite.toml and a task.toml ready for `fit`. A split's first volumes are the same
+/// whatever its count and the number of threads.
 #[derive(Args)]
 struct Phantom {
-    /// Name of a built-in suite (demo, ct-bleed) or a TOML file
+    /// Name of a built-in suite (demo, ct-bleed, t01-bowel … t12-head), a TOML file, or `twelve`: the benchmark of t01 to t12, each in a
+    /// folder of its own
     #[arg(long, value_name = "NAME")]
     suite: String,
     /// Folder to write
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Volumes to make, in place of the suite's own numbers (of every suite of `twelve`)
+    #[arg(long, value_name = "TRAIN,VAL,TEST")]
+    counts: Option<Counts>,
     /// Folder with the scans that the suite is made from; `cargo xtask assets` fills it
     #[arg(long, value_name = "DIR", default_value = "target/assets/scans")]
     assets: PathBuf,
@@ -453,7 +458,15 @@ fn run_import(args: &Import) -> Result<()> {
 }
 
 fn run_phantom(args: &Phantom) -> Result<()> {
-    let suite = Suite::load(&args.suite)?;
+    if args.suite != "twelve" {
+        return make_phantoms(args, &args.suite, &args.out);
+    }
+    Suite::twelve().try_for_each(|name| make_phantoms(args, name, &args.out.join(name)))
+}
+
+fn make_phantoms(args: &Phantom, suite: &str, out: &Path) -> Result<()> {
+    let mut suite = Suite::load(suite)?;
+    suite.counts = args.counts.unwrap_or(suite.counts);
     let bar = indicatif::ProgressBar::new(0);
     let style = indicatif::ProgressStyle::with_template("{bar:30} {pos}/{len} volumes, {eta} left")?;
     bar.set_style(style);
@@ -461,8 +474,22 @@ fn run_phantom(args: &Phantom) -> Result<()> {
         bar.set_length(of as u64);
         bar.set_position(done as u64);
     };
-    let made = phantom::generate(&suite, &args.assets, &args.out, threads(args.threads), &progress)?;
+    let made = phantom::generate(&suite, &args.assets, out, threads(args.threads), &progress)?;
     bar.finish_and_clear();
-    let out: &Path = &args.out;
+    for split in phantom::Split::ALL {
+        let labels: Vec<&str> =
+            made.one_class.iter().filter(|(s, _)| *s == split).map(|(_, label)| label.as_str()).collect();
+        if let [first, ..] = labels.as_slice() {
+            let more = if labels.len() > 1 {
+                format!(" and {} more labels", labels.len() - 1)
+            } else {
+                String::new()
+            };
+            tracing::warn!(
+                "{}: no AUROC on {split}, as its volumes are all of one class, for {first}{more}; ask for more by --counts",
+                suite.name
+            );
+        }
+    }
     print(&format!("{}: {} volumes, {} with a finding\n", out.display(), made.volumes, made.positives))
 }

@@ -13,18 +13,23 @@
 //! # Ok(()) }
 //! ```
 
+mod builtin;
+mod deal;
 mod error;
 mod field;
 mod finding;
+mod label;
 mod random;
 mod render;
 mod suite;
 mod template;
 mod tissue;
+mod validate;
 mod write;
 
 pub use error::PhantomError;
-pub use render::{Phantom, render};
-pub use suite::{Counts, Finding, Grid, Modality, Range, Raw, Split, Suite, Template, Tissue, Variation};
+pub use label::{Finding, Form, Label, Region, Target};
+pub use render::{Phantom, Scan, render};
+pub use suite::{Counts, Grid, Modality, Range, Raw, Split, Suite, Template, Tissue, Tone, Variation, View};
 pub use template::Templates;
 pub use write::{Summary, generate};

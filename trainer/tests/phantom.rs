@@ -18,10 +18,10 @@ fn load(suite: &Suite) -> Templates {
 fn baseline(suite: &Suite, measures: &[fn(&[f32]) -> f64]) -> Vec<f64> {
     let templates = load(suite);
     let phantoms: Vec<_> = (0..80).filter_map(|i| render(suite, &templates, Split::Test, i)).collect();
-    let labels: Vec<bool> = phantoms.iter().map(|p| p.mask.is_some()).collect();
+    let labels: Vec<bool> = phantoms.iter().map(|p| p.labels[0]).collect();
     assert_eq!(labels.iter().filter(|&&l| l).count(), 40);
     let of = |measure: &fn(&[f32]) -> f64| {
-        let scores: Vec<f64> = phantoms.iter().map(|p| measure(&p.voxels)).collect();
+        let scores: Vec<f64> = phantoms.iter().map(|p| measure(&p.scans[0].voxels)).collect();
         auroc(&scores, &labels).unwrap()
     };
     measures.iter().map(of).collect()
@@ -65,13 +65,14 @@ fn findings_lie_in_tissue_span_about_two_slices_and_are_as_bright_as_asked() {
         let without = render(&plain, &templates, split, index).unwrap();
         let mask = with.mask.as_ref().unwrap();
         assert_eq!(Some(mask), without.mask.as_ref());
-        let slice = with.dims[0] * with.dims[1];
+        let (with_it, without) = (&with.scans[0], &without.scans[0]);
+        let slice = with_it.dims[0] * with_it.dims[1];
         let touched = mask.chunks(slice).filter(|s| s.iter().any(|&m| m > 0.0)).count();
         assert!((1..=4).contains(&touched), "{touched} slices");
         let area = mask.chunks(slice).map(|s| s.iter().sum::<f32>()).fold(0.0, f32::max);
         assert!((60.0..450.0).contains(&area), "{area} pixels in the largest slice");
         let (mut gain, mut n) = (0.0, 0.0);
-        for ((m, a), b) in mask.iter().zip(&with.voxels).zip(&without.voxels) {
+        for ((m, a), b) in mask.iter().zip(&with_it.voxels).zip(&without.voxels) {
             if *m > 0.0 {
                 assert!(*b > 100.0, "a finding in the air or in fluid");
                 gain += f64::from(a / b);
@@ -91,17 +92,42 @@ fn a_bleed_adds_to_the_hounsfield_units_of_brain() {
     let templates = load(&suite);
     for split in [Split::Train, Split::Test] {
         let phantom = render(&suite, &templates, split, 1).unwrap();
-        let air = percentile(&phantom.voxels, 0.01);
+        let voxels = &phantom.scans[0].voxels;
+        let air = percentile(voxels, 0.01);
         assert!((-1060.0..-950.0).contains(&air), "air is {air} HU");
         let mask = phantom.mask.unwrap();
-        let inside: Vec<f32> =
-            phantom.voxels.iter().zip(&mask).filter(|(_, m)| **m > 0.0).map(|(v, _)| *v).collect();
+        let inside: Vec<f32> = voxels.iter().zip(&mask).filter(|(_, m)| **m > 0.0).map(|(v, _)| *v).collect();
         let median = percentile(&inside, 0.5);
         assert!(
             inside.len() > 50 && (40.0..90.0).contains(&median),
             "{} voxels of {median} HU",
             inside.len()
         );
+    }
+}
+
+/// SHA-256 of a volume's values as little-endian f32.
+fn fingerprint(voxels: &[f32]) -> String {
+    runtime::tensor::sha256(&voxels.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())
+}
+
+#[test]
+fn volumes_that_were_reported_on_stay_as_they_were() {
+    // Figures in docs/benchmarks are of these; a change of the suites' volumes makes them figures of something else.
+    for (name, split, index, image, mask) in [
+        ("demo", Split::Train, 1, "2b7f7c34070dc99b", "eea97e919e9ed64b"),
+        ("demo", Split::Val, 2, "88e2cb80a3c53d54", ""),
+        ("demo", Split::Test, 3, "5ec1d6f48cfc4cbb", "2f3b8be952bb9dfc"),
+        ("ct-bleed", Split::Train, 0, "ed69bc0c5d5c1a35", ""),
+        ("ct-bleed", Split::Val, 1, "23320b03ed3037c5", "2b86d7055022bc81"),
+        ("ct-bleed", Split::Test, 1, "44d23a8460f5e362", "6c2abda441ceb362"),
+    ] {
+        let suite = Suite::load(name).unwrap();
+        let phantom = render(&suite, &load(&suite), split, index).unwrap();
+        assert!(fingerprint(&phantom.scans[0].voxels).starts_with(image), "{name} {split} {index}");
+        assert_eq!(phantom.mask.is_some(), !mask.is_empty());
+        let found = phantom.mask.map(|m| fingerprint(&m)).unwrap_or_default();
+        assert!(found.starts_with(mask), "mask of {name} {split} {index}");
     }
 }
 

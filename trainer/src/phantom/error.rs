@@ -4,7 +4,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum PhantomError {
     /// There is no such suite.
-    #[error("there is no suite {name:?}: give the path of a TOML file or one of {known}")]
+    #[error("there is no suite {name:?}: give the path of a TOML file, twelve, or one of {known}")]
     UnknownSuite {
         /// What was asked for.
         name: String,

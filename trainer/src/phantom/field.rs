@@ -5,7 +5,10 @@ use super::random::Dice;
 use super::suite::Grid;
 
 /// A smooth field with `C` components over a grid.
+#[derive(Clone)]
 pub(super) struct Field<const C: usize> {
+    /// Distance of the lattice points, in mm; the first lies at the grid's first voxel, or before it.
+    spacing_mm: f64,
     /// Lattice points along each axis.
     dims: [usize; 3],
     /// `[z][y][x]`, x fastest.
@@ -18,14 +21,18 @@ impl<const C: usize> Field<C> {
     /// Values of standard deviation `sigma` on a lattice of `spacing_mm`, cut at two deviations so that a
     /// deformation cannot fold where `sigma` is well below the spacing.
     pub(super) fn random(grid: &Grid, spacing_mm: f64, sigma: f64, dice: &mut Dice) -> Self {
-        let weights = std::array::from_fn(|axis| {
-            let at = |i| axis_weights(i as f64 * grid.spacing_mm[axis] / spacing_mm);
-            (0..grid.dims[axis]).map(at).collect::<Vec<_>>()
-        });
+        let weights = weights(grid, spacing_mm, [0.0; 3], [usize::MAX; 3]);
         let dims = std::array::from_fn(|axis: usize| weights[axis].last().map_or(4, |(first, _)| first + 4));
         let draw = |dice: &mut Dice| std::array::from_fn(|_| sigma * dice.normal()[0].clamp(-2.0, 2.0));
         let values = (0..dims.iter().product()).map(|_| draw(dice)).collect();
-        Self { dims, values, weights }
+        Self { spacing_mm, dims, values, weights }
+    }
+
+    /// The same field over another grid than the one it was drawn for. Beyond that one's ends it stays as it is there.
+    pub(super) fn over(&self, drawn_for: &Grid, grid: &Grid) -> Self {
+        let (from, to) = (drawn_for.position([0; 3]), grid.position([0; 3]));
+        let offset = std::array::from_fn(|a| to[a] - from[a]);
+        Self { weights: weights(grid, self.spacing_mm, offset, self.dims), ..self.clone() }
     }
 
     /// The field at a voxel of the grid.
@@ -45,6 +52,16 @@ impl<const C: usize> Field<C> {
         }
         sum
     }
+}
+
+/// For each axis and grid index what [`axis_weights`] says, the grid's first voxel being `offset` mm from the first lattice
+/// point, of which there are `dims`.
+fn weights(grid: &Grid, spacing_mm: f64, offset: [f64; 3], dims: [usize; 3]) -> [Vec<(usize, [f64; 4])>; 3] {
+    std::array::from_fn(|axis| {
+        let most = dims[axis].saturating_sub(3) as f64 - 1e-9;
+        let at = |i| ((offset[axis] + i as f64 * grid.spacing_mm[axis]) / spacing_mm).clamp(0.0, most);
+        (0..grid.dims[axis]).map(|i| axis_weights(at(i))).collect()
+    })
 }
 
 /// Weights of the uniform cubic B-spline at `t` lattice steps from the first grid point.

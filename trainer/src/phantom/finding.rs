@@ -1,10 +1,78 @@
 //! Where a finding is planted and what shape it has.
 
+use super::field::Field;
+use super::label::{Finding, Form, Region, Target};
 use super::random::Dice;
-use super::suite::{Finding, Grid};
+use super::render::Seen;
+use super::suite::Grid;
 
 /// Places to try before the best one found is taken.
 const TRIES: usize = 200;
+
+/// Standard deviation of a diffuse finding's lattice values, for one of about 1 of the field, which averages them.
+const LATTICE: f64 = 3.0;
+
+/// A finding of a subject, whatever grid it is looked at on.
+pub(super) struct Planted {
+    /// Change of the value, as in [`Finding`].
+    pub(super) contrast: f64,
+    body: Body,
+}
+
+enum Body {
+    /// Shapes and their centres, in mm.
+    Focal(Vec<(Shape, [f64; 3])>),
+    Diffuse(Form, Field<1>, Option<Region>),
+}
+
+impl Planted {
+    /// Plants a target into a subject, seen on `grid`. Each centre lies in tissue and in the target's region; the first place is taken
+    /// where at least `finding.inside` of the shape lies in tissue, or else the best of those tried. Nothing where there is no tissue.
+    pub(super) fn random(target: &Target, grid: &Grid, seen: &Seen, dice: &mut Dice) -> Self {
+        let finding = &target.finding;
+        let contrast = dice.within(finding.contrast);
+        if finding.form != Form::Focal {
+            let field = Field::random(grid, dice.within(finding.radius_mm), LATTICE, dice);
+            return Self { contrast, body: Body::Diffuse(finding.form, field, target.region) };
+        }
+        let [least, most] = finding.count;
+        let allowed =
+            |&i: &usize| seen.tissue[i] > 0.8 && target.region.is_none_or(|r| r.holds(seen.points[i]));
+        let centres: Vec<usize> = (0..seen.tissue.len()).filter(allowed).collect();
+        let shapes = (0..least + dice.below(most - least + 1)).filter_map(|_| {
+            let shape = Shape::random(finding, dice);
+            let centre = place(&shape, finding.inside, grid, &seen.tissue, &centres, dice)?;
+            Some((shape, centre))
+        });
+        Self { contrast, body: Body::Focal(shapes.collect()) }
+    }
+
+    /// How much of it is in each voxel of a grid on which the subject is `seen`: 0 to 1 in tissue, 0 elsewhere; of a mottled finding
+    /// about -2 to 2. `planted_on` is the grid that it was planted on.
+    pub(super) fn amount(&self, planted_on: &Grid, grid: &Grid, seen: &Seen) -> Vec<f64> {
+        let mut amount = vec![0.0_f64; seen.tissue.len()];
+        match &self.body {
+            Body::Focal(shapes) => {
+                for (shape, centre) in shapes {
+                    for (voxel, weight) in voxels(shape, grid, *centre) {
+                        amount[voxel] = amount[voxel].max(weight * seen.tissue[voxel]);
+                    }
+                }
+            }
+            Body::Diffuse(form, field, region) => {
+                let field = field.over(planted_on, grid);
+                for (i, voxel) in grid.voxels().enumerate() {
+                    if seen.tissue[i] > 0.0 && region.is_none_or(|r| r.holds(seen.points[i])) {
+                        let [value] = field.at(voxel);
+                        let share = if *form == Form::Patchy { smooth_step(0.5 + value) } else { value };
+                        amount[i] = share * seen.tissue[i];
+                    }
+                }
+            }
+        }
+        amount
+    }
+}
 
 /// An irregular ellipsoid with a soft edge.
 struct Shape {
@@ -40,8 +108,7 @@ impl Shape {
         });
         let distance = bent.iter().map(|x| x * x).sum::<f64>().sqrt();
         // The edge runs from half its width inside the outline to half outside.
-        let t = (0.5 + (1.0 - distance) * self.radius / self.edge).clamp(0.0, 1.0);
-        t * t * (3.0 - 2.0 * t)
+        smooth_step(0.5 + (1.0 - distance) * self.radius / self.edge)
     }
 
     /// Half the size of a box that holds it, in mm.
@@ -51,53 +118,63 @@ impl Shape {
     }
 }
 
-/// How much of a random finding is in each voxel: `(voxel, 0..1)`, tissue alone.
-///
-/// `tissue` is 0 to 1 a voxel. The centre lies in tissue; the first place is taken where at least
-/// `finding.inside` of the shape does, or else the best of those tried. Empty where there is no tissue.
-pub(super) fn plant(finding: &Finding, grid: &Grid, tissue: &[f64], dice: &mut Dice) -> Vec<(usize, f64)> {
-    let shape = Shape::random(finding, dice);
-    let centres: Vec<usize> = (0..tissue.len()).filter(|&i| tissue[i] > 0.8).collect();
+/// From 0 at 0 to 1 at 1, level at both ends.
+fn smooth_step(t: f64) -> f64 {
+    let t = t.clamp(0.0, 1.0);
+    t * t * (3.0 - 2.0 * t)
+}
+
+/// A centre, in mm, near one of the voxels `centres`.
+fn place(
+    shape: &Shape,
+    inside: f64,
+    grid: &Grid,
+    tissue: &[f64],
+    centres: &[usize],
+    dice: &mut Dice,
+) -> Option<[f64; 3]> {
     if centres.is_empty() {
-        return Vec::new();
+        return None;
     }
-    let (mut best, mut best_share) = (Vec::new(), -1.0);
+    let (mut best, mut best_share) = (None, -1.0);
     for _ in 0..TRIES {
-        let centre = centres[dice.below(centres.len())];
-        let jitter = std::array::from_fn(|a| 0.5 * grid.spacing_mm[a] * dice.signed());
-        let all = voxels(&shape, grid, centre, jitter);
-        let whole: f64 = all.iter().map(|(_, w)| w).sum();
-        let inside: Vec<(usize, f64)> =
-            all.into_iter().map(|(i, w)| (i, w * tissue[i])).filter(|(_, w)| *w > 0.0).collect();
-        let share = inside.iter().map(|(_, w)| w).sum::<f64>() / whole.max(1e-9);
-        if share > best_share {
-            (best, best_share) = (inside, share);
+        let at = grid.position(grid.voxel(centres[dice.below(centres.len())]));
+        let centre = std::array::from_fn(|a| at[a] + 0.5 * grid.spacing_mm[a] * dice.signed());
+        let (mut whole, mut within) = (0.0, 0.0);
+        for (voxel, weight) in voxels(shape, grid, centre) {
+            whole += weight;
+            within += weight * tissue[voxel];
         }
-        if best_share >= finding.inside {
+        let share = within / f64::max(whole, 1e-9);
+        if share > best_share {
+            (best, best_share) = (Some(centre), share);
+        }
+        if best_share >= inside {
             break;
         }
     }
     best
 }
 
-/// The voxels of a shape whose centre lies `jitter` mm from that of voxel `centre`. What falls off the grid counts as
+/// How much of a shape about `centre`, in mm, is in each voxel, where that is anything. What falls off the grid counts as
 /// little as what falls off the tissue: it is left out.
-fn voxels(shape: &Shape, grid: &Grid, centre: usize, jitter: [f64; 3]) -> Vec<(usize, f64)> {
-    let [nx, ny, _] = grid.dims;
-    let at = [centre % nx, centre / nx % ny, centre / (nx * ny)];
+fn voxels(shape: &Shape, grid: &Grid, centre: [f64; 3]) -> Vec<(usize, f64)> {
     let reach = shape.reach();
+    let origin = grid.position([0; 3]);
     let range = |a: usize| {
-        let steps = (reach[a] / grid.spacing_mm[a]).ceil() as usize + 1;
-        at[a].saturating_sub(steps)..(at[a] + steps + 1).min(grid.dims[a])
+        let index = |mm: f64| (mm - origin[a]) / grid.spacing_mm[a];
+        let from = index(centre[a] - reach[a]).floor().max(0.0) as usize;
+        let to = (index(centre[a] + reach[a]).ceil().max(-1.0) + 1.0) as usize;
+        from..to.min(grid.dims[a])
     };
-    let offset = |a: usize, i: usize| (i as f64 - at[a] as f64) * grid.spacing_mm[a] - jitter[a];
     let mut found = Vec::new();
     for k in range(2) {
         for j in range(1) {
             for i in range(0) {
-                let weight = shape.at([offset(0, i), offset(1, j), offset(2, k)]);
+                let point = grid.position([i, j, k]);
+                let weight = shape.at(std::array::from_fn(|a| point[a] - centre[a]));
                 if weight > 0.0 {
-                    found.push((i + nx * (j + ny * k), weight));
+                    found.push((grid.index([i, j, k]), weight));
                 }
             }
         }
@@ -110,8 +187,9 @@ mod tests {
     use super::*;
     use crate::phantom::suite::Split;
 
-    fn finding() -> Finding {
-        Finding {
+    fn target() -> Target {
+        let finding = Finding {
+            form: Form::Focal,
             count: [1, 1],
             contrast: [0.6, 0.6],
             radius_mm: [8.0, 8.0],
@@ -119,22 +197,33 @@ mod tests {
             edge_mm: 2.0,
             irregularity: 0.0,
             inside: 0.9,
-        }
+        };
+        Target { name: "x".into(), hidden: false, prevalence: 0.5, finding, region: None }
     }
 
     fn grid() -> Grid {
         Grid { dims: [40, 40, 8], spacing_mm: [2.0, 2.0, 5.0], centre_mm: [0.0; 3] }
     }
 
+    /// Tissue in the left half, and every voxel in its own place.
+    fn seen(grid: &Grid) -> Seen {
+        let points: Vec<[f64; 3]> = grid.voxels().map(|voxel| grid.position(voxel)).collect();
+        let tissue = points.iter().map(|p| if p[0] < 0.0 { 1.0 } else { 0.0 }).collect();
+        Seen { values: vec![1.0; points.len()], tissue, points }
+    }
+
+    fn planted(target: &Target, index: usize) -> Planted {
+        Planted::random(target, &grid(), &seen(&grid()), &mut Dice::new(1, Split::Train, index))
+    }
+
     #[test]
     fn a_finding_has_the_volume_of_its_ellipsoid_and_stays_in_tissue() {
-        let grid = grid();
-        // Tissue in one half of the volume.
-        let tissue: Vec<f64> = (0..40 * 40 * 8).map(|i| f64::from(u8::from(i % 40 < 20))).collect();
+        let (grid, seen) = (grid(), seen(&grid()));
         for index in 0..10 {
-            let planted = plant(&finding(), &grid, &tissue, &mut Dice::new(1, Split::Train, index));
-            assert!(planted.iter().all(|(i, w)| i % 40 < 20 && *w > 0.0 && *w <= 1.0));
-            let volume = planted.iter().map(|(_, w)| w).sum::<f64>() * 20.0;
+            let amount = planted(&target(), index).amount(&grid, &grid, &seen);
+            let in_place = |(a, t): (&f64, &f64)| (0.0..=1.0).contains(a) && (*a == 0.0 || *t > 0.0);
+            assert!(amount.iter().zip(&seen.tissue).all(in_place));
+            let volume = amount.iter().sum::<f64>() * 20.0;
             let ellipsoid = 4.0 / 3.0 * std::f64::consts::PI * 8.0 * 8.0 * 10.0;
             // At least `inside` of it is there, unless the volume's end cut it.
             assert!(volume < 1.15 * ellipsoid && volume > 0.4 * ellipsoid, "{volume} of {ellipsoid}");
@@ -143,7 +232,60 @@ mod tests {
 
     #[test]
     fn without_tissue_nothing_is_planted() {
-        let tissue = vec![0.0; 40 * 40 * 8];
-        assert!(plant(&finding(), &grid(), &tissue, &mut Dice::new(1, Split::Train, 0)).is_empty());
+        let (grid, mut seen) = (grid(), seen(&grid()));
+        seen.tissue.fill(0.0);
+        let planted = Planted::random(&target(), &grid, &seen, &mut Dice::new(1, Split::Train, 0));
+        assert!(planted.amount(&grid, &grid, &seen).iter().all(|a| *a == 0.0));
+    }
+
+    #[test]
+    fn a_finding_keeps_to_its_region() {
+        let (grid, seen) = (grid(), seen(&grid()));
+        let region = Region { y_mm: [10.0, f64::INFINITY], ..Region::default() };
+        for form in [Form::Focal, Form::Patchy, Form::Mottled] {
+            let mut target = Target { region: Some(region), ..target() };
+            target.finding.form = form;
+            let amount = planted(&target, 3).amount(&grid, &grid, &seen);
+            let touched = || amount.iter().zip(&seen.points).filter(|(a, _)| **a != 0.0).map(|(_, p)| p[1]);
+            assert!(touched().count() > 50);
+            // A focal finding has its centre there; its radius is 8 mm.
+            let least = if form == Form::Focal { 0.0 } else { 10.0 };
+            assert!(touched().all(|y| y >= least), "{form:?}");
+        }
+    }
+
+    #[test]
+    fn a_diffuse_finding_changes_half_of_the_tissue_or_keeps_its_mean() {
+        let (grid, seen) = (grid(), seen(&grid()));
+        let mean = |form| {
+            let mut target = target();
+            target.finding.form = form;
+            let all: Vec<f64> =
+                (0..20).flat_map(|i| planted(&target, i).amount(&grid, &grid, &seen)).collect();
+            let (tissue, square) = (all.len() as f64 / 2.0, all.iter().map(|a| a * a).sum::<f64>());
+            (all.iter().sum::<f64>() / tissue, (square / tissue).sqrt())
+        };
+        let (patchy, _) = mean(Form::Patchy);
+        assert!((0.4..0.6).contains(&patchy), "{patchy}");
+        let (mottled, deviation) = mean(Form::Mottled);
+        assert!(mottled.abs() < 0.05 && (0.8..1.2).contains(&deviation), "{mottled} {deviation}");
+    }
+
+    #[test]
+    fn a_finding_is_in_the_same_place_on_every_grid() {
+        let fine = Grid { dims: [80, 10, 40], spacing_mm: [1.0, 8.0, 1.0], centre_mm: [0.0; 3] };
+        let centre = |amount: &[f64], grid: &Grid| -> [f64; 3] {
+            let sum = amount.iter().sum::<f64>();
+            let at = |a: usize| grid.voxels().zip(amount).map(|(v, w)| w * grid.position(v)[a]).sum::<f64>();
+            std::array::from_fn(|a| at(a) / sum)
+        };
+        for form in [Form::Focal, Form::Patchy] {
+            let mut target = target();
+            (target.finding.form, target.finding.radius_mm) = (form, [12.0, 12.0]);
+            let planted = planted(&target, 1);
+            let a = centre(&planted.amount(&grid(), &grid(), &seen(&grid())), &grid());
+            let b = centre(&planted.amount(&grid(), &fine, &seen(&fine)), &fine);
+            assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1.5), "{form:?}: {a:?} {b:?}");
+        }
     }
 }

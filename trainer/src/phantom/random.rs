@@ -10,11 +10,21 @@ pub(super) struct Dice(ChaCha8Rng);
 
 impl Dice {
     pub(super) fn new(seed: u64, split: Split, index: usize) -> Self {
+        Self::keyed(seed, split as u64, index)
+    }
+
+    fn keyed(seed: u64, stream: u64, index: usize) -> Self {
         let mut key = *b"scanside phantom 1 .............";
         key[8..16].copy_from_slice(&seed.to_le_bytes());
-        key[16..24].copy_from_slice(&(split as u64).to_le_bytes());
+        key[16..24].copy_from_slice(&stream.to_le_bytes());
         key[24..32].copy_from_slice(&(index as u64).to_le_bytes());
         Self(ChaCha8Rng::from_seed(key))
+    }
+
+    /// The generator of what a label has in its `nth` stretch of volumes.
+    pub(super) fn of_label(seed: u64, split: Split, label: usize, nth: usize) -> Self {
+        // No split has so high a number, so that these streams are no volume's.
+        Self::keyed(seed, split as u64 | (label as u64 + 1) << 8, nth)
     }
 
     /// Uniform in `[0, 1)`.

@@ -1,20 +1,21 @@
 //! What a phantom suite is made of, as TOML.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
+use std::str::FromStr;
 
+use runtime::volume::Geometry;
 use serde::{Deserialize, Serialize};
 
-use super::PhantomError;
-
-/// The suites that are built in, as `(name, TOML)`.
-const BUILT_IN: [(&str, &str); 2] = [
-    ("demo", include_str!("../../suites/demo.toml")),
-    ("ct-bleed", include_str!("../../suites/ct-bleed.toml")),
-];
+use super::label::{Finding, Label, Region, Target};
+use super::{PhantomError, builtin};
 
 /// Lower and upper bound of a uniform distribution.
 pub type Range = [f64; 2];
+
+/// Points of a piecewise linear curve, by rising value.
+pub type Tone = Vec<[f64; 2]>;
 
 /// A recipe for labelled volumes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,24 +27,47 @@ pub struct Suite {
     pub description: String,
     /// Everything random follows from it.
     pub seed: u64,
-    /// The label's column.
-    pub label: String,
+    /// The label's column, of a suite of one label; it has no `labels`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
     /// What the values mean.
     pub modality: Modality,
-    /// Share of the volumes that get a finding.
-    pub prevalence: f64,
+    /// Share of the volumes that get a finding, of a suite of one label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prevalence: Option<f64>,
+    /// Whether masks are written: where any label's finding changes the values by more than half of its contrast. A suite of views
+    /// has none.
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+    pub masks: bool,
+    /// In place of `template`, the name of scans that are built in ([`Suite::anatomies`]).
+    #[serde(default, skip_serializing)]
+    pub anatomy: Option<String>,
+    /// Curve from a scan's values, the median of its tissue being 1, to what is shown, as `[value, shown]`; straight between these
+    /// points, level beyond them. MR: another contrast; CT: the HU of a scan that is no CT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tone: Option<Tone>,
     /// Volumes in each split.
     pub counts: Counts,
     /// The voxels of each volume.
     pub grid: Grid,
+    /// The same subjects and findings on other grids or in other contrasts, as files and `image:NAME` columns of their own. Findings
+    /// are planted where `grid` has tissue.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub views: BTreeMap<String, View>,
     /// The real scans.
-    #[serde(rename = "template")]
+    #[serde(rename = "template", default)]
     pub templates: Vec<Template>,
     /// How they are varied.
     pub variation: Variation,
-    /// What is planted.
+    /// What is planted; of a suite with `labels` what they share.
     pub finding: Finding,
-    /// Written beside the volumes as `task.toml`, for `fit`.
+    /// Parts of the templates' space that labels are of.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sites: BTreeMap<String, Region>,
+    /// Several labels, each with a finding of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<Label>,
+    /// Written beside the volumes as `task.toml`, for `fit`; with the suite's labels, unless it has `labels` of its own.
     pub task: toml::Table,
 }
 
@@ -69,6 +93,19 @@ pub struct Counts {
     pub val: usize,
     /// To report on.
     pub test: usize,
+}
+
+impl FromStr for Counts {
+    type Err = String;
+
+    /// `TRAIN,VAL,TEST`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers: Option<Vec<usize>> = text.split(',').map(|n| n.trim().parse().ok()).collect();
+        match numbers.as_deref() {
+            Some(&[train, val, test]) => Ok(Self { train, val, test }),
+            _ => Err("expected three numbers of volumes, as in 60,20,60".into()),
+        }
+    }
 }
 
 /// Part of the data.
@@ -108,6 +145,65 @@ pub struct Grid {
     pub spacing_mm: [f64; 3],
     /// Where the middle of the volume lies in the templates' space, in mm.
     pub centre_mm: [f64; 3],
+}
+
+impl Grid {
+    /// All voxels, R fastest.
+    pub(super) fn voxels(&self) -> impl Iterator<Item = [usize; 3]> + use<> {
+        let dims = self.dims;
+        (0..dims[2]).flat_map(move |k| (0..dims[1]).flat_map(move |j| (0..dims[0]).map(move |i| [i, j, k])))
+    }
+
+    /// The how many-th a voxel is of them.
+    pub(super) fn index(&self, [i, j, k]: [usize; 3]) -> usize {
+        i + self.dims[0] * (j + self.dims[1] * k)
+    }
+
+    /// The voxel with an index.
+    pub(super) fn voxel(&self, index: usize) -> [usize; 3] {
+        let [nx, ny, _] = self.dims;
+        [index % nx, index / nx % ny, index / (nx * ny)]
+    }
+
+    /// Where a voxel's centre is, in mm.
+    pub(super) fn position(&self, voxel: [usize; 3]) -> [f64; 3] {
+        std::array::from_fn(|a| {
+            self.centre_mm[a] + (voxel[a] as f64 - (self.dims[a] as f64 - 1.0) / 2.0) * self.spacing_mm[a]
+        })
+    }
+
+    pub(super) fn geometry(&self) -> Geometry {
+        let origin = self.position([0; 3]);
+        let mut affine = [[0.0; 4]; 3];
+        for a in 0..3 {
+            affine[a][a] = self.spacing_mm[a];
+            affine[a][3] = origin[a];
+        }
+        Geometry { affine }
+    }
+}
+
+/// One of several ways to look at a subject.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct View {
+    /// Its voxels. Default: the suite's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grid: Option<Grid>,
+    /// Its contrast. Default: the suite's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tone: Option<Tone>,
+    /// Factor on the findings' contrast, where they show less, or the other way about. Default: 1.
+    #[serde(default = "whole")]
+    pub contrast: f64,
+}
+
+fn whole() -> f64 {
+    1.0
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A real scan that volumes are made from.
@@ -198,30 +294,10 @@ fn bias_spacing() -> f64 {
     100.0
 }
 
-/// What is planted: soft-edged, irregular ellipsoids, cut off where the tissue ends.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Finding {
-    /// How many in a positive volume.
-    pub count: [usize; 2],
-    /// Change of the value inside: a fraction of it (MR) or HU (CT).
-    pub contrast: Range,
-    /// Radius in the plane, in mm.
-    pub radius_mm: Range,
-    /// Extent across the slices, in mm.
-    pub thickness_mm: Range,
-    /// Width of the edge, in mm.
-    pub edge_mm: f64,
-    /// How far the outline strays, as a fraction of the radius.
-    pub irregularity: f64,
-    /// Least share of a finding that must lie in tissue.
-    pub inside: f64,
-}
-
 impl Suite {
     /// A built-in suite by its name, or a TOML file by its path.
     pub fn load(name_or_path: &str) -> Result<Self, PhantomError> {
-        if let Some((name, text)) = BUILT_IN.iter().find(|(name, _)| *name == name_or_path) {
+        if let Some((name, text)) = builtin::SUITES.iter().find(|(name, _)| *name == name_or_path) {
             return Self::parse(name, text);
         }
         let path = Path::new(name_or_path);
@@ -235,18 +311,53 @@ impl Suite {
 
     /// The names of the suites that are built in.
     pub fn built_in() -> impl Iterator<Item = &'static str> {
-        BUILT_IN.iter().map(|(name, _)| *name)
+        builtin::SUITES.iter().map(|(name, _)| *name)
     }
 
-    /// Reads and checks TOML; `name` stands for it in messages.
+    /// The names of the benchmark's twelve, in its order; they are built in.
+    pub fn twelve() -> impl Iterator<Item = &'static str> {
+        let numbered =
+            |name: &&str| name.starts_with('t') && name[1..].starts_with(|c: char| c.is_ascii_digit());
+        Self::built_in().filter(numbered)
+    }
+
+    /// The names of the scans that are built in, for `anatomy`.
+    pub fn anatomies() -> impl Iterator<Item = &'static str> {
+        builtin::ANATOMIES.iter().map(|(name, _)| *name)
+    }
+
+    /// Reads and checks TOML; `name` stands for it in messages. Templates stand in the place of an `anatomy`.
     pub fn parse(name: &str, text: &str) -> Result<Self, PhantomError> {
-        let suite: Self = toml::from_str(text).map_err(|error| PhantomError::Toml {
-            suite: name.into(),
-            line: error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count()),
-            problem: error.message().trim().replace('\n', ", "),
-        })?;
+        let mut suite: Self = read_toml(name, text)?;
+        if let Some(anatomy) = suite.anatomy.take() {
+            let wrong = |expected: String| PhantomError::Suite {
+                suite: name.into(),
+                field: "anatomy".into(),
+                found: format!("{anatomy:?}"),
+                expected,
+            };
+            if !suite.templates.is_empty() {
+                return Err(wrong("left out where there are templates".into()));
+            }
+            let Some((_, text)) = builtin::ANATOMIES.iter().find(|(known, _)| *known == anatomy) else {
+                return Err(wrong(format!("one of {}", Self::anatomies().collect::<Vec<_>>().join(", "))));
+            };
+            suite.templates = read_toml::<builtin::Scans>(&anatomy, text)?.templates;
+        }
         suite.validate(name)?;
         Ok(suite)
+    }
+
+    /// What each volume has or has not, in the order of the columns.
+    pub fn targets(&self) -> Vec<Target> {
+        let only = self.label.iter().map(|name| Target {
+            name: name.clone(),
+            hidden: false,
+            prevalence: self.prevalence.unwrap_or_default(),
+            finding: self.finding.clone(),
+            region: None,
+        });
+        only.chain(self.labels.iter().flat_map(|l| l.targets(&self.finding, &self.sites))).collect()
     }
 
     /// The templates of a split.
@@ -262,97 +373,14 @@ impl Suite {
             Split::Test => self.counts.test,
         }
     }
+}
 
-    /// Checks what types cannot state; `suite` stands for it in messages.
-    pub fn validate(&self, suite: &str) -> Result<(), PhantomError> {
-        let check = |ok: bool, field: &str, found: &dyn fmt::Debug, expected: &str| {
-            if ok {
-                return Ok(());
-            }
-            Err(PhantomError::Suite {
-                suite: suite.into(),
-                field: field.into(),
-                found: format!("{found:?}"),
-                expected: expected.into(),
-            })
-        };
-        let word = |s: &str| {
-            !s.is_empty() && s.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
-        };
-        let range = |[low, high]: Range, least: f64| low >= least && low <= high && high.is_finite();
-        let positive = |x: f64| x > 0.0 && x.is_finite();
-        let words = "lower-case letters, digits and dashes";
-        check(word(&self.name), "name", &self.name, words)?;
-        check(word(&self.label), "label", &self.label, words)?;
-        check((0.0..=1.0).contains(&self.prevalence), "prevalence", &self.prevalence, "from 0 to 1")?;
-
-        let g = &self.grid;
-        check(
-            g.dims.iter().all(|n| (1..=1024).contains(n)),
-            "grid.dims",
-            &g.dims,
-            "1 to 1024 voxels a side",
-        )?;
-        check(g.spacing_mm.iter().all(|&x| positive(x)), "grid.spacing_mm", &g.spacing_mm, "positive")?;
-        check(g.centre_mm.iter().all(|x| x.is_finite()), "grid.centre_mm", &g.centre_mm, "finite")?;
-
-        for split in Split::ALL.into_iter().filter(|&s| self.count(s) > 0) {
-            let field = format!("template.splits without {split}");
-            let names: Vec<&str> = self.templates.iter().map(|t| t.name.as_str()).collect();
-            check(self.templates_of(split).next().is_some(), &field, &names, "one template or more a split")?;
-        }
-        for t in &self.templates {
-            let field = format!("template {} tissue.intensity", t.name);
-            check(range(t.tissue.intensity, f64::MIN), &field, &t.tissue.intensity, "[low, high]")?;
-            let field = format!("template {} tissue.erode_mm", t.name);
-            check((0.0..=20.0).contains(&t.tissue.erode_mm), &field, &t.tissue.erode_mm, "0 to 20 mm")?;
-            let field = format!("template {} tissue.maps", t.name);
-            let needed = self.modality == Modality::Ct || !t.tissue.maps.is_empty();
-            check(needed, &field, &t.tissue.maps, "at least one for MR, whose values are relative to them")?;
-        }
-
-        let v = &self.variation;
-        check((0.0..=180.0).contains(&v.rotate_deg), "variation.rotate_deg", &v.rotate_deg, "0 to 180")?;
-        check(range(v.scale, 0.1), "variation.scale", &v.scale, "[low, high], at least 0.1")?;
-        check((0.0..=1e3).contains(&v.shift_mm), "variation.shift_mm", &v.shift_mm, "0 to 1000")?;
-        check(
-            positive(v.deform_spacing_mm),
-            "variation.deform_spacing_mm",
-            &v.deform_spacing_mm,
-            "positive",
-        )?;
-        check(positive(v.bias_spacing_mm), "variation.bias_spacing_mm", &v.bias_spacing_mm, "positive")?;
-        let fold = v.deform_mm >= 0.0 && v.deform_mm <= v.deform_spacing_mm / 4.0;
-        check(
-            fold,
-            "variation.deform_mm",
-            &v.deform_mm,
-            "0 to a quarter of deform_spacing_mm, lest it folds",
-        )?;
-        check(range(v.noise, 0.0), "variation.noise", &v.noise, "[low, high], not negative")?;
-        check(range(v.gamma, 0.1), "variation.gamma", &v.gamma, "[low, high], at least 0.1")?;
-        check(range(v.level, 0.01), "variation.level", &v.level, "[low, high], at least 0.01")?;
-        check((0.0..=1.0).contains(&v.bias), "variation.bias", &v.bias, "0 to 1")?;
-        let varied = |[low, high]: Range| low < 1.0 || high > 1.0;
-        let plain = !varied(v.gamma) && !varied(v.level) && v.bias <= 0.0;
-        let hu = self.modality == Modality::Mr || plain;
-        check(hu, "variation", &"gamma, level or bias", "without them for CT, whose values are absolute")?;
-
-        let f = &self.finding;
-        let count = f.count[0] >= 1 && f.count[0] <= f.count[1] && f.count[1] <= 100;
-        check(count, "finding.count", &f.count, "[low, high], from 1 to 100")?;
-        check(range(f.contrast, f64::MIN), "finding.contrast", &f.contrast, "[low, high]")?;
-        check(range(f.radius_mm, 0.1), "finding.radius_mm", &f.radius_mm, "[low, high], at least 0.1")?;
-        check(
-            range(f.thickness_mm, 0.1),
-            "finding.thickness_mm",
-            &f.thickness_mm,
-            "[low, high], at least 0.1",
-        )?;
-        check(positive(f.edge_mm), "finding.edge_mm", &f.edge_mm, "positive")?;
-        check((0.0..=0.5).contains(&f.irregularity), "finding.irregularity", &f.irregularity, "0 to 0.5")?;
-        check((0.0..=1.0).contains(&f.inside), "finding.inside", &f.inside, "0 to 1")
-    }
+fn read_toml<T: serde::de::DeserializeOwned>(name: &str, text: &str) -> Result<T, PhantomError> {
+    toml::from_str(text).map_err(|error| PhantomError::Toml {
+        suite: name.into(),
+        line: error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count()),
+        problem: error.message().trim().replace('\n', ", "),
+    })
 }
 
 #[cfg(test)]
@@ -380,12 +408,15 @@ mod tests {
     fn what_is_wrong_is_said_in_one_sentence() {
         let error = Suite::load("no-such-suite").unwrap_err();
         assert!(error.is_bad_input());
+        let known = Suite::built_in().collect::<Vec<_>>().join(", ");
         assert_eq!(
             error.to_string(),
-            "there is no suite \"no-such-suite\": give the path of a TOML file or one of demo, ct-bleed"
+            format!(
+                "there is no suite \"no-such-suite\": give the path of a TOML file, twelve, or one of {known}"
+            )
         );
         let mut suite = demo();
-        suite.prevalence = 1.5;
+        suite.prevalence = Some(1.5);
         assert_eq!(
             suite.validate("demo").unwrap_err().to_string(),
             "the suite demo has prevalence 1.5, but it must be from 0 to 1"

@@ -15,8 +15,8 @@ pub struct Templates(Vec<Anatomy>);
 /// A real scan and where its tissue is.
 pub(super) struct Anatomy {
     splits: Vec<Split>,
-    pub(super) mirror: bool,
-    /// MR: 1 is the median of the tissue. CT: HU.
+    mirror: bool,
+    /// MR, or with a tone: 1 is the median of the tissue. CT: HU.
     image: Sampled,
     /// Whether only what the maps cover is shown.
     strip: bool,
@@ -47,7 +47,7 @@ impl Templates {
             if of_this.is_empty() {
                 of_this.push(Arc::new(tissue::connected(&image, &template.tissue)));
                 intensity = None;
-            } else if suite.modality == Modality::Mr {
+            } else if suite.modality == Modality::Mr || suite.tone.is_some() {
                 scale_to_median(&template.name, &assets.join(&template.file), &mut image, &of_this)?;
             }
             let (splits, mirror, strip) = (template.splits.clone(), template.mirror, template.strip);
@@ -65,11 +65,12 @@ impl Templates {
 }
 
 impl Anatomy {
-    /// Value and share of tissue at a point in mm.
+    /// Value and share of tissue at a point in mm; left and right change places in a mirrored one.
     ///
     /// Maps are cut to the values that are tissue in this very scan: what a map calls tissue but the
     /// subject has as fluid gets no finding.
-    pub(super) fn at(&self, point: [f64; 3]) -> (f64, f64) {
+    pub(super) fn at(&self, [x, y, z]: [f64; 3]) -> (f64, f64) {
+        let point = [if self.mirror { -x } else { x }, y, z];
         let value = self.image.at(point);
         let covered = share(&self.maps, point);
         let is_tissue = self.intensity.is_none_or(|[low, high]| (low..=high).contains(&value));
