@@ -192,7 +192,9 @@ fn averaged(runs: Vec<Predictions>) -> Option<Predictions> {
         }
     }
     for Case { logits, probabilities, .. } in &mut sum.cases {
-        logits.iter_mut().for_each(|x| *x /= count);
+        for x in logits.iter_mut() {
+            *x /= count;
+        }
         probabilities.clone_from(logits);
     }
     Some(sum)

@@ -48,23 +48,21 @@ pub(super) fn fit(job: &Job<'_>, pooling: Pooling) -> Result<Outcome, Error> {
     let content = serde_json::json!([table.sha256, task.recipe, task.views, task.blocks, backbone.sha256]);
     let key = runtime::tensor::sha256(content.to_string().as_bytes());
     let path = options.out.join(format!("cache/frozen-{}.safetensors", &key[..16]));
-    let pooled = match kept(&path, table.samples.len()) {
-        Some(pooled) => pooled,
-        None => {
-            let cache = Cache::new(table, task, 0)
-                .stored_in(Some(&job.slices()))?
-                .skipping(task.train.skip_unreadable);
-            let workers = Workers::new(&network, options.threads, options.threads)?;
-            let indices: Vec<usize> = (0..table.samples.len()).collect();
-            let chunk = task.train.chunk;
-            let bar = bar(options.progress, indices.len(), "embeddings");
-            let work = move |network: &Network, study: &Study| embed(network, study, chunk);
-            let found =
-                workers.over(&network.parameters, &indices, |i| cache.get(i), work, |n| bar.inc(n as u64))?;
-            bar.finish_and_clear();
-            keep(&path, &found)?;
-            found
-        }
+    let pooled = if let Some(pooled) = kept(&path, table.samples.len()) {
+        pooled
+    } else {
+        let cache =
+            Cache::new(table, task, 0).stored_in(Some(&job.slices()))?.skipping(task.train.skip_unreadable);
+        let workers = Workers::new(&network, options.threads, options.threads)?;
+        let indices: Vec<usize> = (0..table.samples.len()).collect();
+        let chunk = task.train.chunk;
+        let bar = bar(options.progress, indices.len(), "embeddings");
+        let work = move |network: &Network, study: &Study| embed(network, study, chunk);
+        let found =
+            workers.over(&network.parameters, &indices, |i| cache.get(i), work, |n| bar.inc(n as u64))?;
+        bar.finish_and_clear();
+        keep(&path, &found)?;
+        found
     };
     let started = Instant::now();
     let features: Vec<Option<Vec<f64>>> =

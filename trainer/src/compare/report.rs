@@ -48,30 +48,47 @@ struct Grid {
     rows: Vec<Vec<String>>,
 }
 
-/// What an entry says in the table of areas.
-fn cell(entry: &Entry) -> String {
-    if entry.auroc.is_some() { ranged(entry.auroc, entry.ci) } else { "–".into() }
+/// Methods over tasks, ranks, changed series and costs.
+fn grids(comparison: &Comparison) -> Vec<Grid> {
+    let mut grids = vec![areas(comparison), differences(comparison), series(comparison), costs(comparison)];
+    grids.extend(remarks(comparison));
+    let rows = comparison.methods.iter().map(|row| vec![row.method.clone(), row.description.clone()]);
+    grids.push(Grid {
+        title: "Methods".into(),
+        about: String::new(),
+        header: words(&["method", "what it is"]),
+        rows: rows.collect(),
+    });
+    grids
 }
 
-/// Methods over tasks, ranks, costs, and changed series.
-fn grids(comparison: &Comparison) -> Vec<Grid> {
-    let words = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let first_cost = |row: &Row| row.entries.iter().find(|entry| entry.parameters.is_some()).cloned();
-    let over = |row: &Row, of: fn(&Entry) -> Option<f64>| {
-        let values: Vec<f64> = row.entries.iter().filter_map(of).collect();
-        (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-    };
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(ToString::to_string).collect()
+}
+
+/// The first of a method's entries that has figures, for what is alike over the tasks.
+fn any(row: &Row) -> Option<&Entry> {
+    row.entries.iter().find(|entry| entry.parameters.is_some())
+}
+
+/// Mean of a figure over the tasks that have it.
+fn over(row: &Row, of: fn(&Entry) -> Option<f64>) -> Option<f64> {
+    let values: Vec<f64> = row.entries.iter().filter_map(of).collect();
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+fn areas(comparison: &Comparison) -> Grid {
     let several = comparison.tasks.len() > 1;
     let mut header = words(&["method", "trainable", "frozen backbone"]);
     header.extend(comparison.tasks.iter().cloned());
     if several {
         header.extend(words(&["mean AUROC", "mean rank"]));
     }
-    let areas = comparison.methods.iter().map(|row| {
-        let parameters = first_cost(row).and_then(|entry| entry.parameters);
+    let rows = comparison.methods.iter().map(|row| {
+        let parameters = any(row).and_then(|entry| entry.parameters);
         let mut cells = vec![row.method.clone(), parameters.map_or("–".into(), count)];
         cells.push(if row.frozen { "yes" } else { "no" }.into());
-        cells.extend(row.entries.iter().map(cell));
+        cells.extend(row.entries.iter().map(|entry| ranged(entry.auroc, entry.ci)));
         if several {
             cells.push(number(row.mean_auroc));
             cells.push(row.mean_rank.map_or("–".into(), |rank| format!("{rank:.2}")));
@@ -86,13 +103,15 @@ fn grids(comparison: &Comparison) -> Vec<Grid> {
         ),
         _ => String::new(),
     };
-    let mut grids = vec![Grid {
+    Grid {
         title: "Areas under the ROC curve".into(),
         about: format!("{ABOUT}{ranks}"),
         header,
-        rows: areas.collect(),
-    }];
+        rows: rows.collect(),
+    }
+}
 
+fn differences(comparison: &Comparison) -> Grid {
     let first = comparison.methods.first().map_or("", |row| row.method.as_str());
     let mut header = words(&["method"]);
     header.extend(comparison.tasks.iter().cloned());
@@ -111,74 +130,67 @@ fn grids(comparison: &Comparison) -> Vec<Grid> {
         "AUROC less that of {first} on the same test volumes, by DeLong's paired test on logits averaged over the seeds; tasks of \
          one label."
     );
-    grids.push(Grid { title: "Differences".into(), about, header, rows: rows.collect() });
+    Grid { title: "Differences".into(), about, header, rows: rows.collect() }
+}
 
+fn series(comparison: &Comparison) -> Grid {
     let rows = comparison.methods.iter().map(|row| {
-        vec![
-            row.method.clone(),
-            number(over(row, |entry| entry.auroc)),
-            number(over(row, |entry| entry.shuffled)),
-            number(over(row, |entry| entry.thinned)),
-        ]
+        let mean = |of| number(over(row, of));
+        let changed = [mean(|entry| entry.shuffled), mean(|entry| entry.thinned)];
+        [row.method.clone(), mean(|entry| entry.auroc)].into_iter().chain(changed).collect()
     });
-    grids.push(Grid {
+    Grid {
         title: "Other series than trained on".into(),
-        about: "Mean test AUROC over the tasks: as they are, with the slices of each volume shuffled, and with every second slice left out. A method \
-                that pools without order cannot tell shuffled slices from ordered ones."
+        about: "Mean test AUROC over the tasks: as they are, with the slices of each volume shuffled, and with every second slice \
+                left out. A method that pools without order cannot tell shuffled slices from ordered ones."
             .into(),
         header: words(&["method", "as it is", "shuffled", "every second slice"]),
         rows: rows.collect(),
-    });
+    }
+}
 
+fn costs(comparison: &Comparison) -> Grid {
     let rows = comparison.methods.iter().map(|row| {
-        let entry = first_cost(row).unwrap_or_default();
-        let megabytes = |x: Option<f64>| x.map_or("–".into(), |x| format!("{x:.0} MB"));
+        let megabytes = |of: fn(&Entry) -> Option<f64>| {
+            any(row).and_then(of).map_or("–".into(), |x| format!("{x:.0} MB"))
+        };
+        let seconds = |of| over(row, of).map_or("–".into(), time);
         vec![
             row.method.clone(),
-            over(row, |entry| entry.seconds_fit).map_or("–".into(), time),
-            over(row, |entry| entry.seconds_predict).map_or("–".into(), time),
-            megabytes(entry.peak_mb),
-            megabytes(entry.peak_gpu_mb),
-            entry.bytes.map_or("–".into(), bytes),
+            seconds(|entry| entry.seconds_fit),
+            seconds(|entry| entry.seconds_predict),
+            megabytes(|entry| entry.peak_mb),
+            megabytes(|entry| entry.peak_gpu_mb),
+            any(row).and_then(|entry| entry.bytes).map_or("–".into(), bytes),
         ]
     });
-    grids.push(Grid {
+    Grid {
         title: "Cost".into(),
-        about: "Of a fit and of a prediction of one prepared volume, means over tasks and seeds; the largest resident memory of the process that \
-                did both; and the bytes that a further task ships where the backbone is there already."
+        about: "Of a fit and of a prediction of one prepared volume, means over tasks and seeds; the largest resident memory of \
+                the process that did both; and the bytes that a further task ships where the backbone is there already."
             .into(),
         header: words(&["method", "fit", "predict a volume", "memory", "GPU memory", "bytes a task"]),
         rows: rows.collect(),
-    });
+    }
+}
 
+/// Why cells are empty, and what there is to know of others; `None` where there is nothing to say.
+fn remarks(comparison: &Comparison) -> Option<Grid> {
     let mut rows = Vec::new();
     for row in &comparison.methods {
         for (task, entry) in comparison.tasks.iter().zip(&row.entries) {
             let seeds = entry.empty.iter().map(|(seed, why)| (format!("seed-{seed}"), why));
             let notes = entry.notes.iter().map(|note| ("note".to_owned(), note));
-            rows.extend(
-                seeds
-                    .chain(notes)
-                    .map(|(what, why)| vec![format!("{task}/{}", row.method), what, why.clone()]),
-            );
+            let all = seeds.chain(notes);
+            rows.extend(all.map(|(what, why)| vec![format!("{task}/{}", row.method), what, why.clone()]));
         }
     }
-    if !rows.is_empty() {
-        grids.push(Grid {
-            title: "Empty cells and notes".into(),
-            about: String::new(),
-            header: words(&["cell", "", "why"]),
-            rows,
-        });
-    }
-    let rows = comparison.methods.iter().map(|row| vec![row.method.clone(), row.description.clone()]);
-    grids.push(Grid {
-        title: "Methods".into(),
+    (!rows.is_empty()).then(|| Grid {
+        title: "Empty cells and notes".into(),
         about: String::new(),
-        header: words(&["method", "what it is"]),
-        rows: rows.collect(),
-    });
-    grids
+        header: words(&["cell", "", "why"]),
+        rows,
+    })
 }
 
 /// The tables as Markdown.
@@ -219,13 +231,15 @@ pub fn html(comparison: &Comparison) -> String {
             page.push_str("</tr>\n");
         };
         line(&mut page, "th", &header);
-        rows.iter().for_each(|row| line(&mut page, "td", row));
+        for row in &rows {
+            line(&mut page, "td", row);
+        }
         page.push_str("</table></div>\n");
         if n == 0 {
             for (place, task) in comparison.tasks.iter().enumerate() {
                 let dots = comparison.methods.iter().map(|row| {
                     let entry = &row.entries[place];
-                    (row.method.as_str(), entry.auroc, entry.ci)
+                    Dot { method: &row.method, value: entry.auroc, interval: entry.ci }
                 });
                 page += &intervals(
                     &format!("{task}: test AUROC"),
@@ -243,13 +257,15 @@ pub fn html(comparison: &Comparison) -> String {
     page
 }
 
+/// A method in a picture.
+struct Dot<'a> {
+    method: &'a str,
+    value: Option<f64>,
+    interval: Option<[f64; 2]>,
+}
+
 /// A row a method: its figure as a dot, its interval as a line.
-fn intervals(
-    title: &str,
-    rows: Vec<(&str, Option<f64>, Option<[f64; 2]>)>,
-    range: [f64; 2],
-    ticks: &[f64],
-) -> String {
+fn intervals(title: &str, rows: Vec<Dot<'_>>, range: [f64; 2], ticks: &[f64]) -> String {
     const LEFT: f64 = 190.0;
     const RIGHT: f64 = 620.0;
     const LINE: f64 = 22.0;
@@ -272,7 +288,7 @@ fn intervals(
             ),
         );
     }
-    for (n, (name, value, interval)) in rows.into_iter().enumerate() {
+    for (n, Dot { method, value, interval }) in rows.into_iter().enumerate() {
         let y = 42.0 + LINE * n as f64;
         push(
             &mut svg,
@@ -280,7 +296,7 @@ fn intervals(
                 "<text class=\"soft\" x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
                 LEFT - 8.0,
                 y + 4.0,
-                escape(name)
+                escape(method)
             ),
         );
         if let Some([low, high]) = interval {
@@ -311,12 +327,16 @@ fn intervals(
 fn rank_plot(comparison: &Comparison) -> String {
     let half = comparison.critical_difference.map_or(0.0, |cd| cd / 2.0);
     let most = comparison.methods.len() as f64;
-    let mut rows: Vec<(&str, Option<f64>, Option<[f64; 2]>)> = comparison
+    let mut rows: Vec<Dot<'_>> = comparison
         .methods
         .iter()
-        .map(|row| (row.method.as_str(), row.mean_rank, row.mean_rank.map(|rank| [rank - half, rank + half])))
+        .map(|row| Dot {
+            method: &row.method,
+            value: row.mean_rank,
+            interval: row.mean_rank.map(|rank| [rank - half, rank + half]),
+        })
         .collect();
-    rows.sort_by(|a, b| a.1.unwrap_or(f64::INFINITY).total_cmp(&b.1.unwrap_or(f64::INFINITY)));
+    rows.sort_by(|a, b| a.value.unwrap_or(f64::INFINITY).total_cmp(&b.value.unwrap_or(f64::INFINITY)));
     let ticks: Vec<f64> = (1..=comparison.methods.len()).map(|n| n as f64).collect();
     intervals(
         "Mean rank, ± half the critical difference: methods whose lines do not overlap differ at 5 %",
