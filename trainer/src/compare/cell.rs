@@ -200,13 +200,14 @@ impl Cell {
     }
 }
 
-/// Makes a cell in its folder, also where it cannot be made: then the reason stands there. What was in the folder and does not belong to
-/// the same cell goes; an interrupted fit goes on.
+/// Makes a cell in its folder, also where it cannot be made: then the reason stands there. A finished cell is made anew, and what does not
+/// belong to the same cell goes; an interrupted fit goes on.
 pub fn make(cell: &Cell, on: &SuiteTask, options: &Options) -> Result<Made, Error> {
     let folder = cell.folder(&options.out);
     let key = cell.key(on, options)?;
     let marker = folder.join("key");
-    if std::fs::read_to_string(&marker).is_ok_and(|there| there != key) || cell.made(&options.out).is_some() {
+    let another = std::fs::read_to_string(&marker).is_ok_and(|there| there != key);
+    if another || cell.made(&options.out).is_some_and(|made| made.state == State::Done) {
         std::fs::remove_dir_all(&folder).map_err(Error::io(&folder))?;
     }
     std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;

@@ -244,8 +244,8 @@ pub fn html(comparison: &Comparison) -> String {
                 page += &intervals(
                     &format!("{task}: test AUROC"),
                     dots.collect(),
-                    [0.4, 1.0],
-                    &[0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
+                    [0.0, 1.0],
+                    &[0.0, 0.25, 0.5, 0.75, 1.0],
                 );
             }
             if comparison.ranked_tasks > 1 {
