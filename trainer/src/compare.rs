@@ -22,7 +22,8 @@ mod rivals;
 mod scale;
 mod suite;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use tch::Device;
 
@@ -41,9 +42,9 @@ pub struct Options {
     /// Folder of the comparison.
     pub out: PathBuf,
     /// Backbones by the name that methods know them by; the first serves methods that name none.
-    pub backbones: Vec<(String, PathBuf)>,
+    pub backbones: Vec<WeightsFile>,
     /// Weights that methods start from which were published with them, by the method's name.
-    pub weights: Vec<(String, PathBuf)>,
+    pub weights: Vec<WeightsFile>,
     /// `cpu` or `cuda:N`.
     pub device: Device,
     /// Of matrix products and attention.
@@ -52,4 +53,34 @@ pub struct Options {
     pub threads: usize,
     /// Show progress bars where standard error is a terminal.
     pub progress: bool,
+}
+
+impl Options {
+    /// `cpu` or `cuda`, whichever GPU it is.
+    fn device_kind(&self) -> &'static str {
+        if self.device == Device::Cpu { "cpu" } else { "cuda" }
+    }
+}
+
+/// A file of weights by the name that methods know it by.
+#[derive(Debug, Clone)]
+pub struct WeightsFile {
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Looked at once, however many cells go by it.
+    sha256: OnceLock<Option<String>>,
+}
+
+impl WeightsFile {
+    /// Reads nothing yet.
+    pub fn new(name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
+        Self { name: name.into(), path: path.into(), sha256: OnceLock::new() }
+    }
+
+    /// Its SHA-256 as `of` tells it the first time; `None` where it cannot be read.
+    fn sha256(&self, of: impl FnOnce(&Path) -> Option<String>) -> Option<&str> {
+        self.sha256.get_or_init(|| of(&self.path)).as_deref()
+    }
 }

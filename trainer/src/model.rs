@@ -23,8 +23,8 @@ pub use encoder::{Encoder, Encoding};
 pub use network::Network;
 pub(crate) use network::chunks;
 pub use ordinal::Ordinal;
-pub(crate) use parameters::stored;
 pub use parameters::{Factors, Group, Parameters};
+pub(crate) use parameters::{gradients, stored};
 pub(crate) use pooling::median;
 pub use pooling::{Pooling, attend};
 

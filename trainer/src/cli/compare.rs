@@ -1,10 +1,10 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use clap::Args;
 use trainer::compare::{
-    self, Base, Cell, Method, Options, State, Suite, SuiteTask, gather, html, make, markdown,
+    self, Base, Cell, Method, Options, State, Suite, SuiteTask, WeightsFile, gather, html, make, markdown,
 };
 use trainer::precision::Precision;
 use trainer::{Error, device};
@@ -160,12 +160,12 @@ fn task_of<'a>(suite: &'a Suite, cell: &Cell) -> Result<&'a SuiteTask> {
 }
 
 /// `NAME=FILE` or `FILE`, whose name is then the file's without its ending.
-fn named(given: &[String]) -> Vec<(String, PathBuf)> {
+fn named(given: &[String]) -> Vec<WeightsFile> {
     let one = |text: &String| match text.split_once('=') {
-        Some((name, file)) if !name.contains('/') => (name.to_owned(), PathBuf::from(file)),
+        Some((name, file)) if !name.contains('/') => WeightsFile::new(name, file),
         _ => {
-            let path = PathBuf::from(text);
-            (path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned()), path)
+            let stem = Path::new(text).file_stem().unwrap_or_default();
+            WeightsFile::new(stem.to_string_lossy(), text)
         }
     };
     given.iter().map(one).collect()

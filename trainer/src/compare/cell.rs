@@ -6,14 +6,13 @@ use std::time::Instant;
 
 use runtime::gate::{Machine, ThisMachine};
 use serde::{Deserialize, Serialize};
-use tch::Device;
 
-use super::{Base, Method, Options, SuiteTask, lora, probe, rivals, scale};
+use super::method::Kind;
+use super::{Method, Options, SuiteTask, WeightsFile, lora, probe, rivals, scale};
 use crate::Error;
 use crate::data::{Cache, Slices, Split, Study, Table};
 use crate::device::peak_bytes;
 use crate::fit::write_json;
-use crate::model::Pooling;
 use crate::predict::{self, Row};
 use crate::random::{Purpose, generator, permutation};
 use crate::run::{file, open_backbone};
@@ -85,6 +84,27 @@ pub struct Made {
     pub notes: Vec<String>,
 }
 
+impl Made {
+    /// Without figures.
+    fn bare(cell: &Cell, key: String, state: State, options: &Options) -> Self {
+        Self {
+            cell: cell.to_string(),
+            key,
+            state,
+            parameters: 0,
+            bytes: 0,
+            best_epoch: None,
+            seconds_fit: 0.0,
+            seconds_predict: 0.0,
+            peak_mb: None,
+            peak_gpu_mb: None,
+            threads: options.threads,
+            device: options.device_kind().into(),
+            notes: Vec::new(),
+        }
+    }
+}
+
 /// Whether a cell has figures.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -145,13 +165,14 @@ impl Cell {
         let bytes = std::fs::read(&on.data).map_err(Error::io(&on.data))?;
         // One that is not there is told of when the cell is made.
         let backbone = match self.backbone(options) {
-            Ok((_, path)) if self.method.base.needs_backbone() => open_backbone(path, Some(1)).ok(),
+            Ok(file) if self.method.base.needs_backbone() => {
+                file.sha256(|path| Some(open_backbone(path, Some(1)).ok()?.sha256))
+            }
             _ => None,
         };
-        let backbone = backbone.map(|backbone| backbone.sha256);
-        let weights = options.weights.iter().find(|(name, _)| name == self.method.base.name());
-        let weights = weights.and_then(|(_, path)| Some(runtime::tensor::sha256(&std::fs::read(path).ok()?)));
-        let device = if options.device == Device::Cpu { "cpu" } else { "cuda" };
+        let weights = options.weights.iter().find(|file| file.name == self.method.base.name());
+        let weights = weights
+            .and_then(|file| file.sha256(|path| Some(runtime::tensor::sha256(&std::fs::read(path).ok()?))));
         let parts = serde_json::json!([
             env!("CARGO_PKG_VERSION"),
             self.to_string(),
@@ -160,17 +181,16 @@ impl Cell {
             backbone,
             weights,
             options.precision,
-            device,
+            options.device_kind(),
         ]);
         Ok(runtime::tensor::sha256(parts.to_string().as_bytes()))
     }
 
-    fn backbone<'a>(&self, options: &'a Options) -> Result<&'a (String, PathBuf), Error> {
-        let named = |(name, _): &&(String, PathBuf)| {
-            self.method.backbone.as_ref().is_none_or(|wanted| wanted == name)
-        };
+    fn backbone<'a>(&self, options: &'a Options) -> Result<&'a WeightsFile, Error> {
+        let named =
+            |file: &&WeightsFile| self.method.backbone.as_ref().is_none_or(|wanted| *wanted == file.name);
         options.backbones.iter().find(named).ok_or_else(|| {
-            let known: Vec<&str> = options.backbones.iter().map(|(name, _)| name.as_str()).collect();
+            let known: Vec<&str> = options.backbones.iter().map(|file| file.name.as_str()).collect();
             let problem = match &self.method.backbone {
                 None => format!("there is none, but {} needs one", self.method),
                 Some(name) => {
@@ -212,21 +232,7 @@ pub fn make(cell: &Cell, on: &SuiteTask, options: &Options) -> Result<Made, Erro
     }
     std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
     std::fs::write(&marker, &key).map_err(Error::io(&marker))?;
-    let mut made = Made {
-        cell: cell.to_string(),
-        key,
-        state: State::Done,
-        parameters: 0,
-        bytes: 0,
-        best_epoch: None,
-        seconds_fit: 0.0,
-        seconds_predict: 0.0,
-        peak_mb: None,
-        peak_gpu_mb: None,
-        threads: options.threads,
-        device: if options.device == Device::Cpu { "cpu" } else { "cuda" }.into(),
-        notes: Vec::new(),
-    };
+    let mut made = Made::bare(cell, key, State::Done, options);
     if let Err(error) = fill(cell, on, options, &folder, &mut made) {
         made.state = State::Empty(error.to_string());
     }
@@ -240,21 +246,7 @@ pub fn make(cell: &Cell, on: &SuiteTask, options: &Options) -> Result<Made, Erro
 pub fn note_death(cell: &Cell, on: &SuiteTask, options: &Options, why: String) -> Result<(), Error> {
     let folder = cell.folder(&options.out);
     std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-    let made = Made {
-        cell: cell.to_string(),
-        key: cell.key(on, options)?,
-        state: State::Empty(why),
-        parameters: 0,
-        bytes: 0,
-        best_epoch: None,
-        seconds_fit: 0.0,
-        seconds_predict: 0.0,
-        peak_mb: None,
-        peak_gpu_mb: None,
-        threads: options.threads,
-        device: String::new(),
-        notes: Vec::new(),
-    };
+    let made = Made::bare(cell, cell.key(on, options)?, State::Empty(why), options);
     write_json(&folder.join(CELL), &made)
 }
 
@@ -274,26 +266,17 @@ fn fill(cell: &Cell, on: &SuiteTask, options: &Options, folder: &Path, made: &mu
         table = Table::read(&path, &task, false)?;
     }
     let needed = cell.method.base.needs_backbone();
-    let backbone = if needed { cell.backbone(options)?.1.clone() } else { PathBuf::new() };
+    let backbone = if needed { cell.backbone(options)?.path.clone() } else { PathBuf::new() };
     let job = Job { task, task_path: &on.task_path, table, backbone, folder: folder.into(), options };
     if let Some(reason) = cell.obstacle(&job) {
         made.state = State::Empty(reason);
         return Ok(());
     }
-    let outcome = match cell.method.base {
-        Base::AnyMc3d => lora::fit(&job, Pooling::Query),
-        Base::LoraMean => lora::fit(&job, Pooling::Mean),
-        Base::LoraMedian => lora::fit(&job, Pooling::Median),
-        Base::LoraLstm => lora::fit(&job, Pooling::Lstm),
-        Base::LoraTransformer => lora::fit(&job, Pooling::Transformer),
-        Base::ProbeMean => probe::fit(&job, Pooling::Mean),
-        Base::ProbeMedian => probe::fit(&job, Pooling::Median),
-        base => match base.rival() {
-            Some(method) => rivals::fit(&job, base, method),
-            None => {
-                Err(Error::Flag { flag: "--methods", problem: format!("{} cannot be fitted", base.name()) })
-            }
-        },
+    let base = cell.method.base;
+    let outcome = match base.kind() {
+        Kind::Lora(pooling) => lora::fit(&job, pooling),
+        Kind::Probe(pooling) => probe::fit(&job, pooling),
+        Kind::Whole(method) => rivals::fit(&job, base, method),
     }?;
     made.parameters = outcome.parameters;
     made.bytes = outcome.bytes;

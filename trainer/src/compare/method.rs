@@ -1,6 +1,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::model::Pooling;
 use crate::rival::Method as Rival;
 
 /// What is fitted.
@@ -32,6 +33,17 @@ pub enum Base {
     ResNet50,
     /// 3D ResNet-50 from MedicalNet's weights.
     MedicalNet,
+}
+
+/// The ways to make a method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// LoRA on the frozen backbone.
+    Lora(Pooling),
+    /// A head on frozen embeddings.
+    Probe(Pooling),
+    /// A network that is fitted whole.
+    Whole(Rival),
 }
 
 impl Base {
@@ -92,26 +104,35 @@ impl Base {
         }
     }
 
-    /// The network that is fitted whole, where it is one.
-    pub fn rival(self) -> Option<Rival> {
+    /// How it is made.
+    pub(super) fn kind(self) -> Kind {
         match self {
-            Self::Mst => Some(Rival::Mst),
-            Self::CnnBilstm => Some(Rival::SliceCnn),
-            Self::DenseNet121 => Some(Rival::DenseNet121),
-            Self::ResNet18 => Some(Rival::ResNet18),
-            Self::ResNet50 | Self::MedicalNet => Some(Rival::ResNet50),
-            _ => None,
+            Self::AnyMc3d => Kind::Lora(Pooling::Query),
+            Self::LoraMean => Kind::Lora(Pooling::Mean),
+            Self::LoraMedian => Kind::Lora(Pooling::Median),
+            Self::LoraLstm => Kind::Lora(Pooling::Lstm),
+            Self::LoraTransformer => Kind::Lora(Pooling::Transformer),
+            Self::ProbeMean => Kind::Probe(Pooling::Mean),
+            Self::ProbeMedian => Kind::Probe(Pooling::Median),
+            Self::Mst => Kind::Whole(Rival::Mst),
+            Self::CnnBilstm => Kind::Whole(Rival::SliceCnn),
+            Self::DenseNet121 => Kind::Whole(Rival::DenseNet121),
+            Self::ResNet18 => Kind::Whole(Rival::ResNet18),
+            Self::ResNet50 | Self::MedicalNet => Kind::Whole(Rival::ResNet50),
         }
     }
 
     /// Whether the backbone's weights stay as they are, so that tasks can share them.
     pub fn is_frozen(self) -> bool {
-        self.rival().is_none()
+        !matches!(self.kind(), Kind::Whole(_))
     }
 
     /// Whether it is fitted on a backbone.
     pub fn needs_backbone(self) -> bool {
-        self.rival().is_none_or(Rival::needs_backbone)
+        match self.kind() {
+            Kind::Lora(_) | Kind::Probe(_) => true,
+            Kind::Whole(method) => method.needs_backbone(),
+        }
     }
 
     /// Whether it starts from weights that were published with it.
@@ -121,12 +142,12 @@ impl Base {
 
     /// Whether nothing about it depends on a seed.
     pub fn is_seedless(self) -> bool {
-        matches!(self, Self::ProbeMean | Self::ProbeMedian)
+        matches!(self.kind(), Kind::Probe(_))
     }
 
     /// Whether it takes several views of a study.
     pub fn takes_views(self) -> bool {
-        matches!(self, Self::AnyMc3d | Self::ProbeMean | Self::ProbeMedian)
+        matches!(self.kind(), Kind::Lora(Pooling::Query) | Kind::Probe(_))
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) fn fit(job: &Job<'_>, base: Base, method: Method) -> Result<Outcome, 
     let backbone = method.needs_backbone().then(|| open_backbone(&job.backbone, task.blocks)).transpose()?;
     let network = build(method, task, backbone.as_ref(), options.device)?;
     let mut notes = Vec::new();
-    let weights = options.weights.iter().find(|(name, _)| name == base.name()).map(|(_, path)| path);
+    let weights = options.weights.iter().find(|file| file.name == base.name()).map(|file| &file.path);
     if let Some(path) = weights {
         let taken = start_from(method, network.as_ref(), path)?;
         notes.push(format!("{taken} values start from {}", path.display()));

@@ -127,18 +127,7 @@ impl Parameters {
     /// All gradients of `total`, one after the other in the order of the parameters, `[P]`; and those of `others`. Threads may
     /// ask side by side, since nothing is added to the leaves.
     pub fn gradients(&self, total: &Tensor, others: &[&Tensor]) -> Result<(Tensor, Vec<Tensor>), TchError> {
-        let inputs: Vec<&Tensor> =
-            self.named.iter().map(|(_, tensor)| tensor).chain(others.iter().copied()).collect();
-        let mut found = Tensor::f_run_backward(&[total], &inputs, false, false)?;
-        let rest = found.split_off(self.named.len());
-        let flat = found.iter().zip(&self.named).map(|(gradient, (_, tensor))| {
-            if gradient.defined() {
-                gradient.f_flatten(0, -1)
-            } else {
-                tensor.f_detach()?.f_zeros_like()?.f_flatten(0, -1)
-            }
-        });
-        Ok((Tensor::f_cat(&flat.collect::<Result<Vec<_>, _>>()?, 0)?, rest))
+        gradients(&self.named, total, others)
     }
 
     /// Moves these values towards `others`: a running mean with `decay`, which counts less in the first of its `steps`, lest
@@ -216,6 +205,26 @@ impl Parameters {
             .collect::<Result<_, TchError>>()?;
         Ok(Factors { patch, blocks })
     }
+}
+
+/// The gradients of `total` at the leaves `named`, one after the other, `[P]`, zeros where it does not depend on one; and those of
+/// `others`.
+pub(crate) fn gradients(
+    named: &[(String, Tensor)],
+    total: &Tensor,
+    others: &[&Tensor],
+) -> Result<(Tensor, Vec<Tensor>), TchError> {
+    let inputs: Vec<&Tensor> = named.iter().map(|(_, tensor)| tensor).chain(others.iter().copied()).collect();
+    let mut found = Tensor::f_run_backward(&[total], &inputs, false, false)?;
+    let rest = found.split_off(named.len());
+    let flat = found.iter().zip(named).map(|(gradient, (_, tensor))| {
+        if gradient.defined() {
+            gradient.f_flatten(0, -1)
+        } else {
+            tensor.f_detach()?.f_zeros_like()?.f_flatten(0, -1)
+        }
+    });
+    Ok((Tensor::f_cat(&flat.collect::<Result<Vec<_>, _>>()?, 0)?, rest))
 }
 
 fn owned(names: &[&str]) -> Vec<String> {

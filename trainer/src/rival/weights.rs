@@ -1,6 +1,7 @@
 use rand_distr::{Distribution, StandardNormal};
 use tch::{Device, Kind, TchError, Tensor};
 
+use crate::model::gradients;
 use crate::random::{Purpose, generator, unit};
 
 /// The tensors of a network that is fitted whole.
@@ -24,20 +25,7 @@ impl Weights {
 
     /// All gradients of `total`, one after the other in the order of [`Weights::named`], `[P]`; and those of `others`.
     pub fn gradients(&self, total: &Tensor, others: &[&Tensor]) -> Result<(Tensor, Vec<Tensor>), TchError> {
-        let mine = self.named.iter().map(|(_, tensor)| tensor);
-        let inputs: Vec<&Tensor> = mine.chain(others.iter().copied()).collect();
-        let mut found = Tensor::f_run_backward(&[total], &inputs, false, false)?;
-        let rest = found.split_off(self.named.len());
-        let flat = found.iter().zip(&self.named).map(|(gradient, (_, tensor))| {
-            // Of what the total does not depend on there is none.
-            let gradient = if gradient.defined() {
-                gradient.shallow_clone()
-            } else {
-                tensor.f_detach()?.f_zeros_like()?
-            };
-            gradient.f_flatten(0, -1)
-        });
-        Ok((Tensor::f_cat(&flat.collect::<Result<Vec<_>, _>>()?, 0)?, rest))
+        gradients(&self.named, total, others)
     }
 
     /// Copies of all values, running statistics too.
