@@ -16,7 +16,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use runtime::backbone::Arch;
 use serde::{Deserialize, Serialize};
-use tch::Device;
+use tch::{Device, Tensor};
 
 pub use checkpoint::{Checkpoint, State};
 pub use gradient::{Item, Losses, Plan, gradients};
@@ -28,6 +28,7 @@ use crate::loss::Loss;
 use crate::memory::{self, Needs};
 use crate::model::{Network, Ordinal, Parameters, Pooling};
 use crate::optim::AdamW;
+use crate::pass::Ended;
 use crate::peft;
 use crate::precision::{Precision, Scaler};
 use crate::run::{BackboneFile, DataFile, Settings, encoder_for, file, open_backbone};
@@ -142,6 +143,7 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
     drop(backbone);
     let ordinal = (task.loss == Loss::Ordinal).then(|| Ordinal::new(&network.parameters)).transpose()?;
     let average = task.train.ema.is_some().then(|| network.parameters.copy()).transpose()?;
+    let learned = network.parameters.mask(|name| task.lora.targets.contain(name))?;
     let named = network.parameters.named.iter();
     let mut optimiser = AdamW::new(
         named.map(|(name, tensor)| (name.clone(), tensor.shallow_clone(), Parameters::group(name))),
@@ -156,7 +158,7 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
     }
     tracing::info!(
         "{} trainable parameters; {} training, {} validation and {} test volumes; {} threads",
-        network.parameters.count(),
+        network.parameters.count_of(|name| task.lora.targets.contain(name)),
         state.settings.data.train,
         state.settings.data.val,
         state.settings.data.test,
@@ -177,6 +179,7 @@ pub fn fit(options: &Options) -> Result<Option<Summary>, Error> {
         cache: &cache,
         network,
         ordinal,
+        learned,
         average,
         workers,
         optimiser,
@@ -307,6 +310,8 @@ struct Fit<'a> {
     cache: &'a Cache<'a>,
     network: Network,
     ordinal: Option<Ordinal>,
+    /// Which gradients count, `[P]`; `None` where all do.
+    learned: Option<Tensor>,
     /// The parameters' running mean.
     average: Option<Parameters>,
     workers: Workers,
@@ -349,12 +354,7 @@ impl Fit<'_> {
         let started = Instant::now();
         let number = state.history.len() + 1;
         let bar = self.bar(number);
-        let (losses, factor, skipped) = self.train(number, state.history.len(), &bar)?;
-        if skipped == self.table.split(Split::Train).len() {
-            let problem =
-                format!("none of the {skipped} training volumes can be read; see the warnings for why");
-            return Err(Error::Table { path: self.table.path.clone(), problem });
-        }
+        let (losses, Ended { factor, skipped }) = self.train(number, state.history.len(), &bar)?;
         let (val_loss, val_auroc, unread) = self.validate(&bar)?;
         let train = &self.task.train;
         let epoch = Epoch {

@@ -23,6 +23,7 @@ pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod optim;
+mod pass;
 pub mod peft;
 pub mod phantom;
 pub mod precision;

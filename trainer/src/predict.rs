@@ -34,7 +34,7 @@ pub struct Row {
 const HELD: usize = 64;
 
 /// Predicts every sample of a table with `threads` threads; prepared slices are kept in the folder `cache`. Where a sample has a
-/// mask, its heat map is compared with it, with a tolerance in mm for the peak. Scans that cannot be read have no row where the
+/// mask, its heat map is compared with it, with a tolerance in mm for the peak; not on three planes, whose maps do not lie on its slices. Scans that cannot be read have no row where the
 /// task says `train.skip_unreadable`.
 pub fn predict(
     network: &Network,
@@ -65,7 +65,11 @@ pub fn predict(
         for (&index, found) in part.iter().zip(found) {
             let Some((logits, heatmap)) = found else { continue };
             let sample = &table.samples[index];
-            let located = locate(table, sample, &task.recipe, &heatmap, grid, tolerance_mm)?;
+            let located = if task.train.pooling.is_of_slices() {
+                locate(table, sample, &task.recipe, &heatmap, grid, tolerance_mm)?
+            } else {
+                None
+            };
             rows.push(Row { index, logits, located });
         }
     }

@@ -110,8 +110,8 @@ fn wrong_cases(run: &Run, predictions: &Predictions, options: &Options) -> Resul
     let table = Table::read(data, task, true)?;
     let network = run.network(&run.backbone(options.backbone.as_deref())?, options.device)?;
     let one = |(case, loss): (&Case, f64)| {
-        let png = Some(wrong::draw(&network, task, &table, case)?);
-        Ok(html::Wrong { png, ..wrong::entry(case, loss, &task.labels) })
+        let drawn = task.train.pooling.is_of_slices().then(|| wrong::draw(&network, task, &table, case));
+        Ok(html::Wrong { png: drawn.transpose()?, ..wrong::entry(case, loss, &task.labels) })
     };
     worst.into_iter().map(one).collect()
 }

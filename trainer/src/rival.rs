@@ -2,13 +2,13 @@
 //! fitted whole.
 //!
 //! [`fit()`] takes one through the same volumes, in the same order, with the same augmentation, loss and choice of the best epoch as
-//! [`crate::fit`] does, and gives predictions as [`crate::predict`] does. Nothing of it is kept on disk, and an interrupted fit starts
-//! anew. The task's running mean (`ema`) and pixel supervision are not used, and the grades of an ordinal task are labels like any
+//! [`crate::fit`] does. The task's running mean (`ema`) and pixel supervision are not used, and the grades of an ordinal task are labels like any
 //! others, since the heads are not tied.
 //!
 //! Weights have the names of the PyTorch modules that the networks follow, and start from draws of [`crate::random`], so that
 //! a fit on a CPU gives the same bits each time with the same seed and number of threads.
 
+mod checkpoint;
 mod densenet;
 mod efficientnet;
 mod fit;
@@ -16,7 +16,6 @@ mod image;
 mod layers;
 mod lstm;
 mod mst;
-mod planes;
 mod pretrained;
 mod resnet;
 mod slice_cnn;
@@ -25,9 +24,8 @@ mod weights;
 use runtime::backbone::{Backbone, Body, Embedding};
 use tch::{Device, TchError, Tensor};
 
-pub use fit::{Fitted, Options, fit, fit_built};
+pub use fit::{Fitted, Kept, Options, fit, logits};
 pub use image::{LEAST, enlarged, is_grey};
-pub use planes::three_planes;
 pub use pretrained::start_from;
 pub use weights::Weights;
 
@@ -80,14 +78,11 @@ pub enum Method {
     SliceCnn,
     /// The Medical Slice Transformer.
     Mst,
-    /// LoRA on three orthogonal slices: no network of its own, but [`three_planes`].
-    ThreePlanes,
 }
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::DenseNet121, Self::ResNet18, Self::ResNet50, Self::SliceCnn, Self::Mst, Self::ThreePlanes];
+    pub const ALL: [Self; 5] = [Self::DenseNet121, Self::ResNet18, Self::ResNet50, Self::SliceCnn, Self::Mst];
 
     /// Lower case, with dashes.
     pub fn name(self) -> &'static str {
@@ -97,7 +92,6 @@ impl Method {
             Self::ResNet50 => "resnet50-3d",
             Self::SliceCnn => "cnn-bilstm",
             Self::Mst => "mst",
-            Self::ThreePlanes => "three-planes",
         }
     }
 
@@ -113,15 +107,12 @@ impl Method {
             Self::Mst => {
                 "Medical Slice Transformer: the whole backbone fine-tuned, one Transformer layer over the slices"
             }
-            Self::ThreePlanes => {
-                "LoRA on the three slices through the middle of the volume, mean of their embeddings"
-            }
         }
     }
 
     /// Whether it starts from a backbone.
     pub fn needs_backbone(self) -> bool {
-        matches!(self, Self::Mst | Self::ThreePlanes)
+        self == Self::Mst
     }
 
     fn refused(self, problem: impl Into<String>) -> Error {
@@ -181,10 +172,6 @@ pub fn build(
                 return Err(method.refused(found));
             }
             Box::new(Mst::new(make, backbone, task.recipe.size, labels, task.train.chunk)?)
-        }
-        Method::ThreePlanes => {
-            let problem = "it has no network of its own, expected LoRA; give three_planes' slices to a fit that pools by mean";
-            return Err(method.refused(problem));
         }
     })
 }

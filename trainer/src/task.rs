@@ -18,6 +18,7 @@
 //! Every other key has the default that stands beside it below; a key that is not known is an error.
 
 mod augment;
+mod targets;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,6 +28,7 @@ use firmware_config::{
     Accepts, Activation, AttentionLora, LoraSpec, MissingViews, Recipe, View, inputs, validate_views,
 };
 use serde::{Deserialize, Serialize};
+pub use targets::Targets;
 
 use crate::Error;
 use crate::data::Sampling;
@@ -88,11 +90,14 @@ pub struct Lora {
     pub alpha: f32,
     /// `fused`: query, key and value share one A; `separate`: each has its own. Default: fused.
     pub attention: AttentionLora,
+    /// Where they are learned, of `patch`, `qkv` and `output` (of the attention); the others stay zero. Default: all three.
+    #[serde(skip_serializing_if = "Targets::is_all")]
+    pub targets: Targets,
 }
 
 impl Default for Lora {
     fn default() -> Self {
-        Self { rank: 8, alpha: 16.0, attention: AttentionLora::Fused }
+        Self { rank: 8, alpha: 16.0, attention: AttentionLora::Fused, targets: Targets::ALL }
     }
 }
 
@@ -138,8 +143,8 @@ pub struct Train {
     /// Stop after so many epochs without a better one on the validation volumes. Default: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub patience: Option<usize>,
-    /// How slices become one vector: `query`, and to compare it with `mean`, `median`, `lstm` or `transformer`, which no plugin can
-    /// have. Default: query.
+    /// How slices become one vector: `query`, and to compare it with `mean`, `median`, `lstm`, `transformer` or
+    /// `three-planes`, which no plugin can have. Default: query.
     pub pooling: Pooling,
     /// Which volumes an epoch takes: `all`, or as many drawn so that classes are `balanced`. Default: all.
     pub sampling: Sampling,
@@ -253,6 +258,13 @@ impl Task {
         if self.train.pooling != Pooling::Query && !self.views.is_empty() {
             let found = format!("{:?}", self.train.pooling.name());
             return wrong("train.pooling", &found, "\"query\" with views, which a query pools too");
+        }
+        if self.train.pixel.is_some() && self.train.pooling == Pooling::ThreePlanes {
+            return wrong(
+                "train.pixel",
+                &"given",
+                "left out with three planes, which a mask does not lie on",
+            );
         }
         if self.loss == Loss::Ce && self.labels.len() < 2 {
             return wrong("loss", &"ce with one label", "focal or bce, or two labels or more");
@@ -437,9 +449,12 @@ mod tests {
             ("[train.pixel]\nweight = 0", "train.pixel.weight is 0"),
             ("[train.pixel]\nwidth = 0", "train.pixel.width is 0"),
             ("[train.pixel]\nlambda = 1", "lambda"),
+            ("[train]\npooling = 'three-planes'\n[train.pixel]", "train.pixel is given"),
             ("[train]\nsmoothing = 1", "train.smoothing is 1"),
             ("[train]\naugment = { flip_rows = 2 }", "train.augment.flip_rows is 2"),
             ("[lora]\nrank = 0", "rank"),
+            ("[lora]\ntargets = ['mlp']", "lora.targets has \"mlp\""),
+            ("[lora]\ntargets = []", "lora.targets is empty"),
             ("loss = { kind = 'ce' }", "ce with one label"),
             ("loss = { kind = 'ordinal' }", "ordinal with one label"),
             ("activation = 'softmax'", "activation"),

@@ -7,59 +7,52 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{Fit, Item, Losses, Plan, gradients, now};
 use crate::Error;
-use crate::data::{Scale, Slices, Split, Study, augment, in_order, order};
+use crate::data::{Scale, Slices, Split, Study, augment};
 use crate::model::{Group, Parameters};
-use crate::optim::{Rates, norm, schedule};
+use crate::optim::{Rates, norm};
+use crate::pass::{Ended, Pass, broken, clip};
 use crate::precision::Scaler;
 use crate::predict::{self, Row};
-use crate::random::{Purpose, generator};
 use crate::task::Augment;
 
 impl Fit<'_> {
-    /// One pass over the training volumes; returns the mean losses of its steps, the last step's schedule factor, and how many
-    /// volumes were skipped.
+    /// One pass over the training volumes; returns the mean losses of its steps, and what there is to tell of it.
     pub(super) fn train(
         &mut self,
         epoch: usize,
         kept: usize,
         bar: &ProgressBar,
-    ) -> Result<(Losses, f64, usize), Error> {
+    ) -> Result<(Losses, Ended), Error> {
         let Self {
-            task, table, cache, network, ordinal, average, workers, optimiser, scaler, events, ..
+            task,
+            table,
+            cache,
+            network,
+            ordinal,
+            learned,
+            average,
+            workers,
+            optimiser,
+            scaler,
+            events,
+            ..
         } = self;
         let train = &task.train;
-        let samples = table.split(Split::Train);
-        let order = order(&table.samples, &samples, task.loss, train.sampling, train.seed, epoch as u64);
-        let per_epoch = samples.len().div_ceil(train.batch) as u64;
-        let total = per_epoch * train.epochs as u64;
-        let warmup = (train.warmup * total as f64).ceil() as u64;
-
         let scales: Vec<Scale> = task.inputs().into_iter().map(|(_, recipe)| Scale::of(recipe)).collect();
-        let prepare = |at: usize| {
-            let Some(study) = cache.get(order[at].index)? else { return Ok(None) };
-            let rng = generator(train.seed, Purpose::Augment, epoch as u64, order[at].key());
-            Ok(Some(augmented(&study, &train.augment, &scales, &rng).into()))
+        let prepare = |index: usize, rng: ChaCha8Rng| {
+            let Some(study) = cache.get(index)? else { return Ok(None) };
+            let study = augmented(&study, &train.augment, &scales, &rng);
+            Ok(Some(Arc::new(train.pooling.input(&study).into_owned())))
         };
-        let (mut sum, mut steps, mut factor) = (0.0, 0u64, 0.0);
+        let (mut sum, mut steps) = (0.0, 0u64);
         let (mut pixel_sum, mut pixel_steps) = (0.0, 0u64);
-        let (mut batch, mut ids, mut seen, mut skipped) = (Vec::new(), Vec::new(), 0usize, 0);
-        let bytes = |study: &Option<Arc<Study>>| study.as_ref().map_or(0, |study| study.bytes());
-        in_order(&(0..order.len()).collect::<Vec<_>>(), workers.ahead(), bytes, prepare, |at, study| {
-            let sample = &table.samples[order[at].index];
-            match study {
-                Some(study) => {
-                    batch.push(Item { study, targets: sample.targets.clone() });
-                    ids.push(sample.id.as_str());
-                }
-                None => skipped += 1,
-            }
-            seen += 1;
-            bar.inc(1);
-            // What was skipped leaves its batch smaller, so that steps and schedule stay those of the table.
-            if !seen.is_multiple_of(train.batch) && seen < order.len() {
-                return Ok(());
-            }
-            let (items, ids) = (std::mem::take(&mut batch), std::mem::take(&mut ids));
+        let bytes = |study: &Arc<Study>| study.bytes();
+        let pass = Pass::new(table, task, train.sampling, epoch);
+        let ended = pass.run(workers.ahead(), bytes, prepare, bar, |batch| {
+            let ids = batch.ids();
+            let items = batch.items.into_iter();
+            let items =
+                items.map(|(sample, study)| Item { study, targets: sample.targets.clone() }).collect();
             let plan = Plan {
                 loss: task.loss,
                 smoothing: train.smoothing,
@@ -68,60 +61,53 @@ impl Fit<'_> {
                 pixel: train.pixel.map(|pixel| pixel.weight),
             };
             let made = gradients(workers, &network.parameters, items, plan)?;
-            // The schedule follows epochs and batches, also over a batch of which no label is known.
-            factor = schedule(
-                (epoch as u64 - 1) * per_epoch + (seen - 1) as u64 / train.batch as u64,
-                warmup,
-                total,
-            );
-            if let Some((Losses { total: loss, pixel }, mut gradients)) = made {
-                if let Some(ordinal) = ordinal.as_ref() {
-                    ordinal.tie(&gradients)?;
-                }
-                let norm = norm(&gradients)?;
-                if !(loss.is_finite() && norm.is_finite()) {
-                    if scaler.as_mut().is_some_and(Scaler::skipped) {
-                        return Ok(());
-                    }
-                    let (what, value) =
-                        if loss.is_finite() { ("gradient norm", norm) } else { ("loss", loss) };
-                    let (step, volumes) = (optimiser.steps() + 1, ids.join(", "));
-                    return Err(Error::Diverged { what, value, epoch, step, volumes, kept });
-                }
-                if let Some(clip) = train.clip.filter(|&clip| norm > clip) {
-                    let _ = gradients.f_mul_scalar_(clip / norm)?;
-                }
-                optimiser.step(&gradients, |group| match group {
-                    Group::Lora => Rates { lr: train.lr_lora * factor, decay: train.decay_lora },
-                    Group::Head => Rates { lr: train.lr_head * factor, decay: train.decay_head },
-                })?;
-                if let Some(ordinal) = ordinal.as_ref() {
-                    ordinal.order(&network.parameters)?;
-                }
-                if let (Some(average), Some(decay)) = (average.as_ref(), train.ema) {
-                    average.follow(&network.parameters, decay, optimiser.steps())?;
-                }
-                if let Some(scaler) = scaler.as_mut() {
-                    scaler.taken();
-                }
-                let mut figures = vec![
-                    ("train/loss", loss),
-                    ("train/gradient_norm", norm),
-                    ("lr/lora", train.lr_lora * factor),
-                    ("lr/head", train.lr_head * factor),
-                ];
-                figures.extend(pixel.map(|pixel| ("train/pixel_loss", pixel)));
-                events.scalars(now(), optimiser.steps(), &figures)?;
-                sum += loss;
-                steps += 1;
-                pixel_sum += pixel.unwrap_or(0.0);
-                pixel_steps += u64::from(pixel.is_some());
-                bar.set_message(format!("loss {:.4}", sum / steps as f64));
+            let Some((Losses { total: loss, pixel }, mut gradients)) = made else { return Ok(()) };
+            if let Some(learned) = learned.as_ref() {
+                let _ = gradients.f_mul_(learned)?;
             }
-            Ok::<_, Error>(())
+            if let Some(ordinal) = ordinal.as_ref() {
+                ordinal.tie(&gradients)?;
+            }
+            let norm = norm(&gradients)?;
+            if let Some((what, value)) = broken(loss, norm) {
+                if scaler.as_mut().is_some_and(Scaler::skipped) {
+                    return Ok(());
+                }
+                let step = optimiser.steps() + 1;
+                return Err(Error::Diverged { what, value, epoch, step, volumes: ids, kept });
+            }
+            clip(&mut gradients, norm, train.clip)?;
+            let (lr_lora, lr_head) = (train.lr_lora * batch.factor, train.lr_head * batch.factor);
+            optimiser.step(&gradients, |group| match group {
+                Group::Lora => Rates { lr: lr_lora, decay: train.decay_lora },
+                Group::Head => Rates { lr: lr_head, decay: train.decay_head },
+            })?;
+            if let Some(ordinal) = ordinal.as_ref() {
+                ordinal.order(&network.parameters)?;
+            }
+            if let (Some(average), Some(decay)) = (average.as_ref(), train.ema) {
+                average.follow(&network.parameters, decay, optimiser.steps())?;
+            }
+            if let Some(scaler) = scaler.as_mut() {
+                scaler.taken();
+            }
+            let mut figures = vec![
+                ("train/loss", loss),
+                ("train/gradient_norm", norm),
+                ("lr/lora", lr_lora),
+                ("lr/head", lr_head),
+            ];
+            figures.extend(pixel.map(|pixel| ("train/pixel_loss", pixel)));
+            events.scalars(now(), optimiser.steps(), &figures)?;
+            sum += loss;
+            steps += 1;
+            pixel_sum += pixel.unwrap_or(0.0);
+            pixel_steps += u64::from(pixel.is_some());
+            bar.set_message(format!("loss {:.4}", sum / steps as f64));
+            Ok(())
         })?;
         let pixel = (pixel_steps > 0).then(|| pixel_sum / pixel_steps as f64);
-        Ok((Losses { total: sum / steps.max(1) as f64, pixel }, factor, skipped))
+        Ok((Losses { total: sum / steps.max(1) as f64, pixel }, ended))
     }
 
     /// Mean loss and AUROC over the validation volumes, and how many were skipped.

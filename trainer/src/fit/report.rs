@@ -120,7 +120,7 @@ pub(super) fn finish(fit: &Fit<'_>, state: &State, options: &Options) -> Result<
     }
     let summary = Summary {
         best_epoch: state.best,
-        parameters: fit.network.parameters.count(),
+        parameters: fit.network.parameters.count_of(|name| fit.task.lora.targets.contain(name)),
         val_auroc: predict::macro_auroc(table, task, &val.iter().copied()),
         test_auroc: predict::macro_auroc(table, task, &test.iter().copied()),
         labels: labels.collect(),

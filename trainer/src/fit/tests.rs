@@ -44,7 +44,7 @@ pub(crate) fn tiny_network_of_views(views: &[&str], seed: u64) -> Network {
 
 fn tiny(labels: usize, views: &[&str], seed: u64) -> Network {
     let backbone = Backbone::open(&backbone_path()).unwrap();
-    let lora = Lora { rank: 3, alpha: 6.0, attention: AttentionLora::Fused };
+    let lora = Lora { rank: 3, alpha: 6.0, ..Lora::default() };
     let spec = firmware_config::LoraSpec { rank: lora.rank, alpha: lora.alpha, attention: lora.attention };
     let parameters = Parameters::init(&backbone.arch, &spec, labels, views, seed, Device::Cpu).unwrap();
     let _guard = tch::no_grad_guard();
@@ -220,6 +220,21 @@ fn a_fit_learns_and_another_seed_gives_other_weights() {
     fit(&bench.options("c")).unwrap();
     let content = |out: &str| Run::open(&bench.path(out)).unwrap().best.content();
     assert_ne!(content("b")["lora.patch.B"], content("c")["lora.patch.B"]);
+}
+
+#[test]
+fn factors_that_are_no_targets_stay_zero() {
+    let mut bench = Bench::new();
+    bench.task.lora.targets = "patch.output".parse().unwrap();
+    let summary = fit(&bench.options("some")).unwrap().unwrap();
+    let content = Run::open(&bench.path("some")).unwrap().best.content();
+    let mut learned = 0;
+    for (name, tensor) in &content {
+        let moved = tensor.data.iter().any(|&x| x != 0.0);
+        assert_eq!(moved, !name.ends_with(".qkv.B"), "{name}");
+        learned += if name.contains(".qkv.") { 0 } else { tensor.data.len() };
+    }
+    assert_eq!(summary.parameters, learned);
 }
 
 /// Smoothing, clipping, a running mean and early stopping.

@@ -34,7 +34,7 @@ impl Network {
         let (mut weights, mut pooled) = (Vec::new(), Vec::new());
         let of_slices = |view: usize, rows: &Tensor| match parameters.pooling {
             Pooling::Query => attend(rows, &parameters.query(view)?),
-            Pooling::Mean => mean(rows),
+            Pooling::Mean | Pooling::ThreePlanes => mean(rows),
             Pooling::Median => median(rows),
             Pooling::Lstm => lstm(parameters, rows),
             Pooling::Transformer => transformer(parameters, rows),
@@ -56,10 +56,11 @@ impl Network {
         Ok(Pooled { weights, view_weights, logits })
     }
 
-    /// Predicts one study without gradients: what the exported graph gives. At most [`Encoder::forward_chunk`] of `chunk` slices go
+    /// Predicts one study without gradients: what the exported graph gives, of the slices that [`Pooling::input`] makes of it. At most [`Encoder::forward_chunk`] of `chunk` slices go
     /// through at a time.
     pub fn predict(&self, study: &Study, chunk: usize) -> Result<Output, TchError> {
         let _guard = tch::no_grad_guard();
+        let study = self.parameters.pooling.input(study);
         let dim = self.encoder.arch().dim as i64;
         let chunk = self.encoder.forward_chunk(chunk);
         let (mut embeddings, mut attention) = (Vec::new(), Vec::new());

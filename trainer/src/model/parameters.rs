@@ -141,10 +141,28 @@ impl Parameters {
         Ok(())
     }
 
-    /// Number of trainable values that a plugin holds; a decoder is not in it.
+    /// Number of values that a plugin holds; a decoder is not in it.
     pub fn count(&self) -> usize {
-        let kept = self.named.iter().filter(|(name, _)| !name.starts_with(PREFIX));
+        self.count_of(|_| true)
+    }
+
+    /// Number of those that `learned` says by name.
+    pub fn count_of(&self, learned: impl Fn(&str) -> bool) -> usize {
+        let kept = self.named.iter().filter(|(name, _)| !name.starts_with(PREFIX) && learned(name));
         kept.map(|(_, tensor)| tensor.numel()).sum()
+    }
+
+    /// Ones at the places of the flat gradients, `[P]`, of those that `learned` says by name, zeros at the others; `None` where all are.
+    pub fn mask(&self, learned: impl Fn(&str) -> bool) -> Result<Option<Tensor>, TchError> {
+        if self.named.iter().all(|(name, _)| learned(name)) {
+            return Ok(None);
+        }
+        let part = |(name, tensor): &(String, Tensor)| {
+            let value = f64::from(u8::from(learned(name)));
+            Tensor::f_full([tensor.numel() as i64], value, (Kind::Float, tensor.device()))
+        };
+        let parts = self.named.iter().map(part).collect::<Result<Vec<_>, _>>()?;
+        Tensor::f_cat(&parts, 0).map(Some)
     }
 
     /// The tensor called `name`.

@@ -1,9 +1,14 @@
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use tch::{Kind, TchError, Tensor};
 
+use crate::data::{Slices, Study, three_planes};
+
 /// How slices become one vector. A plugin pools by its query; the others are there to compare it with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Pooling {
     /// Attention by a learned query, as in the paper.
     #[default]
@@ -17,6 +22,8 @@ pub enum Pooling {
     Lstm,
     /// A Transformer layer with a CLS token over the slices, without positions.
     Transformer,
+    /// The mean over three slices only, one in each of three orthogonal planes through the middle ([`three_planes`]).
+    ThreePlanes,
 }
 
 impl Pooling {
@@ -28,6 +35,21 @@ impl Pooling {
             Self::Median => "median",
             Self::Lstm => "lstm",
             Self::Transformer => "transformer",
+            Self::ThreePlanes => "three-planes",
+        }
+    }
+
+    /// Whether slice weights and heat maps are of the volume's own slices.
+    pub fn is_of_slices(self) -> bool {
+        self != Self::ThreePlanes
+    }
+
+    /// What the network is given of a study.
+    pub fn input(self, study: &Study) -> Cow<'_, Study> {
+        let planes = |slices: &Option<Arc<Slices>>| slices.as_ref().map(|slices| three_planes(slices).into());
+        match self {
+            Self::ThreePlanes => Cow::Owned(Study { views: study.views.iter().map(planes).collect() }),
+            _ => Cow::Borrowed(study),
         }
     }
 }

@@ -30,7 +30,7 @@ enum Start {
 /// uniform in ±1/√fan-in.
 fn shapes(pooling: Pooling, dim: usize) -> Vec<(String, Vec<usize>, Start)> {
     match pooling {
-        Pooling::Query | Pooling::Mean | Pooling::Median => Vec::new(),
+        Pooling::Query | Pooling::Mean | Pooling::Median | Pooling::ThreePlanes => Vec::new(),
         Pooling::Lstm => {
             let hidden = dim.div_ceil(2);
             let bound = Start::Uniform(1.0 / (hidden as f32).sqrt());

@@ -1,20 +1,21 @@
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
-use runtime::backbone::Backbone;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 use tch::{Device, TchError, Tensor};
 
-use super::pretrained::start_from;
-use super::{Method, Rival, Settings, build};
+use super::checkpoint::Checkpoint;
+use super::{Method, Rival, Settings};
 use crate::Error;
-use crate::data::{Ahead, Cache, Scale, Slices, Split, Table, augment, in_order, order};
+use crate::data::{Ahead, Cache, Scale, Slices, Split, Table, augment, in_order};
 use crate::fit::{Epoch, bar};
 use crate::model::{Group, stored};
-use crate::optim::{AdamW, Rates, norm, schedule};
+use crate::optim::{AdamW, Rates, norm};
+use crate::pass::{Ended, Pass, broken, clip};
 use crate::predict::{Row, macro_auroc, mean_loss};
-use crate::random::{Purpose, generator};
 use crate::task::Task;
 
 /// What a method is fitted on, and how.
@@ -23,59 +24,58 @@ pub struct Options<'a> {
     pub task: &'a Task,
     /// The volumes.
     pub cache: &'a Cache<'a>,
-    /// For the methods that start from one, cut to the task's blocks.
-    pub backbone: Option<&'a Backbone>,
-    /// Safetensors file with weights to start from, such as MedicalNet's; a network starts from scratch without.
-    pub weights: Option<&'a Path>,
     /// Where it is fitted.
     pub device: Device,
-    /// libtorch's threads.
+    /// libtorch's threads; a fit that goes on keeps those that it was started with, since sums depend on them.
     pub threads: usize,
     /// Learning rate, weight decay and sampling.
     pub settings: Settings,
+    /// Where an interrupted fit goes on from, and how often that is written; whoever names the file sees to it that it is of the
+    /// same fit.
+    pub checkpoint: Option<Kept>,
+    /// Stop after so many epochs of this call, as if interrupted then.
+    pub stop_after: Option<usize>,
     /// Show a progress bar where standard error is a terminal.
     pub progress: bool,
+}
+
+/// A checkpoint file.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    /// The file.
+    pub path: PathBuf,
+    /// Written after an epoch when the last one is as old as this: the networks are large, and short fits do without.
+    pub every: Duration,
 }
 
 /// What came of a fit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fitted {
-    /// The best epoch's predictions for validation and test volumes, in the table's order.
-    pub rows: Vec<Row>,
     /// All epochs.
     pub history: Vec<Epoch>,
     /// The best epoch, from 1.
     pub best: usize,
-    /// Its mean over the labels of which both classes are among the validation volumes.
-    pub val_auroc: Option<f64>,
     /// Time of all epochs together, validation included.
-    pub fit_seconds: f64,
-    /// Time that the network needs for a prepared volume: mean over `rows`.
-    pub predict_seconds: f64,
-    /// Trainable values.
-    pub parameters: usize,
-    /// How many of `rows` are of volumes that the network had to resample since they are too thin ([`Rival::resampled`]).
-    pub resampled: usize,
+    pub seconds: f64,
 }
 
-/// Fits a method and predicts with its best epoch: that of the highest validation AUROC, then of the lowest validation loss.
-pub fn fit(method: Method, options: &Options<'_>) -> Result<Fitted, Error> {
-    let rival = build(method, options.task, options.backbone, options.device)?;
-    if let Some(path) = options.weights {
-        let taken = start_from(method, rival.as_ref(), path)?;
-        tracing::info!("{}: {taken} values taken from {}", method.name(), path.display());
-    }
-    fit_built(method, rival.as_ref(), options)
-}
-
-/// [`fit`] for a network that there is already.
-pub fn fit_built(method: Method, rival: &dyn Rival, options: &Options<'_>) -> Result<Fitted, Error> {
-    let _threads = Threads::set(options.threads);
+/// Fits a network that starts from the weights that it has, and leaves it with those of its best epoch: that of the highest
+/// validation AUROC, then of the lowest validation loss. `None` where it stopped by [`Options::stop_after`].
+pub fn fit(method: Method, rival: &dyn Rival, options: &Options<'_>) -> Result<Option<Fitted>, Error> {
     let named = rival.weights().named().iter();
-    let optimiser =
+    let mut optimiser =
         AdamW::new(named.map(|(name, tensor)| (name.clone(), tensor.shallow_clone(), Group::Head)))?;
+    let mut state = State { threads: options.threads.max(1), step: 0, history: Vec::new(), best: 0 };
+    let mut best = Vec::new();
+    let read = |kept: &Kept| kept.path.exists().then(|| Checkpoint::read(&kept.path)).transpose();
+    if let Some(checkpoint) = options.checkpoint.as_ref().map(read).transpose()?.flatten() {
+        best = checkpoint.restore(rival.weights(), &mut optimiser)?;
+        state = checkpoint.state;
+        tracing::info!("{}: goes on after epoch {}", method.name(), state.history.len());
+    }
+    let _threads = Threads::set(state.threads);
     let table = options.cache.table();
-    Fit { method, rival, options, task: options.task, table, optimiser }.run()
+    Fit { method, rival, options, task: options.task, table, optimiser }.run(state, best)
 }
 
 /// Gives the thread its number of libtorch's threads back when it is dropped.
@@ -84,7 +84,7 @@ struct Threads(i32);
 impl Threads {
     fn set(threads: usize) -> Self {
         let before = tch::get_num_threads();
-        tch::set_num_threads(threads.max(1) as i32);
+        tch::set_num_threads(threads as i32);
         Self(before)
     }
 }
@@ -93,6 +93,17 @@ impl Drop for Threads {
     fn drop(&mut self) {
         tch::set_num_threads(self.0);
     }
+}
+
+/// How far a fit is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct State {
+    pub(super) threads: usize,
+    /// Of the optimiser.
+    pub(super) step: u64,
+    pub(super) history: Vec<Epoch>,
+    /// From 1; 0 before the first.
+    pub(super) best: usize,
 }
 
 /// A fit under way.
@@ -111,75 +122,57 @@ pub(super) struct Item<'a> {
     pub(super) targets: &'a [Option<bool>],
 }
 
-/// Predictions, and what was seen on the way.
-struct Predicted {
-    rows: Vec<Row>,
-    /// Of the network alone.
-    time: Duration,
-    resampled: usize,
-}
-
 impl Fit<'_> {
-    fn run(mut self) -> Result<Fitted, Error> {
-        let train = &self.task.train;
-        let started = Instant::now();
-        let mut history: Vec<Epoch> = Vec::new();
-        let mut best: Option<(usize, Vec<Tensor>)> = None;
-        while history.len() < train.epochs {
-            let at = best.as_ref().map_or(0, |(at, _)| at + 1);
-            if train.patience.is_some_and(|patience| history.len() - at >= patience) {
+    /// `best` are the weights of the best epoch yet.
+    fn run(mut self, mut state: State, mut best: Vec<Tensor>) -> Result<Option<Fitted>, Error> {
+        let (train, weights) = (&self.task.train, self.rival.weights());
+        let (mut written, mut done) = (Instant::now(), 0);
+        while state.history.len() < train.epochs {
+            let count = state.history.len();
+            if train.patience.is_some_and(|patience| count - state.best >= patience) {
                 tracing::info!(
-                    "{}: stopped, epoch {at} is the best of {}",
+                    "{}: stopped, epoch {} is the best of {count}",
                     self.method.name(),
-                    history.len()
+                    state.best
                 );
                 break;
             }
-            let epoch = self.epoch(history.len() + 1)?;
-            if best.as_ref().is_none_or(|(at, _)| epoch.better_than(&history[*at])) {
-                best = Some((history.len(), self.rival.weights().copy()?));
+            if self.options.stop_after == Some(done) {
+                return Ok(None);
             }
-            history.push(epoch);
+            let epoch = self.epoch(count + 1)?;
+            if state.best.checked_sub(1).is_none_or(|at| epoch.better_than(&state.history[at])) {
+                state.best = count + 1;
+                best = weights.copy()?;
+            }
+            state.history.push(epoch);
+            done += 1;
+            if let Some(kept) =
+                self.options.checkpoint.as_ref().filter(|kept| written.elapsed() >= kept.every)
+            {
+                state.step = self.optimiser.steps();
+                Checkpoint::write(&kept.path, &state, weights, &best, &self.optimiser)?;
+                written = Instant::now();
+            }
         }
-        let fit_seconds = started.elapsed().as_secs_f64();
-        let best = match best {
-            Some((at, weights)) => {
-                self.rival.weights().restore(&weights)?;
-                at + 1
-            }
-            None => 0,
-        };
-        let indices = self.indices(&[Split::Val, Split::Test]);
-        let bar = bar(self.options.progress, indices.len(), &format!("{} predictions", self.method.name()));
-        let Predicted { rows, time, resampled } = self.predict(&indices, &bar)?;
-        bar.finish_and_clear();
-        Ok(Fitted {
-            predict_seconds: time.as_secs_f64() / rows.len().max(1) as f64,
-            rows,
-            best,
-            val_auroc: best.checked_sub(1).and_then(|at| history[at].val_auroc),
-            history,
-            fit_seconds,
-            parameters: self.rival.weights().count(),
-            resampled,
-        })
+        if state.best > 0 {
+            weights.restore(&best)?;
+        }
+        let State { history, best, .. } = state;
+        let seconds = history.iter().map(|epoch| epoch.seconds).sum();
+        Ok(Some(Fitted { history, best, seconds }))
     }
 
     fn epoch(&mut self, number: usize) -> Result<Epoch, Error> {
         let (started, epochs) = (Instant::now(), self.task.train.epochs);
-        let val = self.indices(&[Split::Val]);
-        let train = self.table.split(Split::Train);
+        let (val, train) = (self.table.split(Split::Val), self.table.split(Split::Train));
         let prefix = format!("{} epoch {number}/{epochs}", self.method.name());
         let bar = bar(self.options.progress, train.len() + val.len(), &prefix);
-        let (train_loss, lr, skipped) = self.train(number, &train, &bar)?;
-        if skipped == train.len() {
-            let problem =
-                format!("none of its {skipped} training volumes can be read; see the warnings for why");
-            return Err(Error::Table { path: self.table.path.clone(), problem });
-        }
+        let (train_loss, Ended { factor, skipped }) = self.train(number, &bar)?;
         bar.set_message("validation");
-        let rows = self.predict(&val, &bar)?.rows;
+        let rows = self.predict(&val, &bar)?;
         bar.finish_and_clear();
+        let lr = self.options.settings.lr * factor;
         let epoch = Epoch {
             epoch: number,
             train_loss,
@@ -201,104 +194,76 @@ impl Fit<'_> {
         Ok(epoch)
     }
 
-    /// One pass over the training volumes; the mean loss of its steps, the last learning rate, and how many volumes were skipped.
-    fn train(
-        &mut self,
-        epoch: usize,
-        samples: &[usize],
-        bar: &ProgressBar,
-    ) -> Result<(f64, f64, usize), Error> {
+    /// One pass over the training volumes; the mean loss of its steps, and what there is to tell of it.
+    fn train(&mut self, epoch: usize, bar: &ProgressBar) -> Result<(f64, Ended), Error> {
         let Self { method, rival, options, task, table, optimiser } = self;
         let (train, settings) = (&task.train, options.settings);
-        let order = order(&table.samples, samples, task.loss, settings.sampling, train.seed, epoch as u64);
-        let per_epoch = samples.len().div_ceil(train.batch) as u64;
-        let total = per_epoch * train.epochs as u64;
-        let warmup = (train.warmup * total as f64).ceil() as u64;
         let scale = Scale::of(&task.recipe);
-        let load = |at: usize| {
-            let Some(slices) = only(options.cache, order[at].index)? else { return Ok(None) };
-            let mut rng = generator(train.seed, Purpose::Augment, epoch as u64, order[at].key());
+        let prepare = |index: usize, mut rng: ChaCha8Rng| {
+            let Some(slices) = only(options.cache, index)? else { return Ok(None) };
             Ok(Some(augment(&slices, &train.augment, &scale, &mut rng)))
         };
-        let (mut sum, mut steps, mut lr) = (0.0, 0u64, 0.0);
-        let (mut batch, mut ids, mut seen, mut skipped) = (Vec::new(), Vec::new(), 0usize, 0);
-        let places: Vec<usize> = (0..order.len()).collect();
-        in_order(&places, ahead(options), bytes, load, |at, slices| {
-            let sample = &table.samples[order[at].index];
-            match slices {
-                Some(slices) => {
-                    batch.push(Item { slices, targets: &sample.targets });
-                    ids.push(sample.id.as_str());
-                }
-                None => skipped += 1,
-            }
-            seen += 1;
-            bar.inc(1);
-            // What was skipped leaves its batch smaller, so that steps and schedule stay those of the table.
-            if !seen.is_multiple_of(train.batch) && seen < order.len() {
-                return Ok(());
-            }
-            let (items, ids) = (std::mem::take(&mut batch), std::mem::take(&mut ids));
-            let step = (epoch as u64 - 1) * per_epoch + (seen - 1) as u64 / train.batch as u64;
-            lr = settings.lr * schedule(step, warmup, total);
+        let (mut sum, mut steps) = (0.0, 0u64);
+        let pass = Pass::new(table, task, settings.sampling, epoch);
+        let bytes = |slices: &Arc<Slices>| slices.bytes();
+        let ended = pass.run(ahead(options), bytes, prepare, bar, |batch| {
+            let ids = batch.ids();
+            let lr = settings.lr * batch.factor;
+            let items = batch.items.into_iter();
+            let items = items.map(|(sample, slices)| Item { slices, targets: &sample.targets }).collect();
             let made = gradients(*rival, task, options.device, items)?;
             let Some((loss, mut gradients)) = made else { return Ok(()) };
             let norm = norm(&gradients)?;
-            if !(loss.is_finite() && norm.is_finite()) {
-                let (what, value) = if loss.is_finite() { ("gradient norm", norm) } else { ("loss", loss) };
-                let (step, volumes) = (optimiser.steps() + 1, ids.join(", "));
-                let (method, lr) = (method.name(), settings.lr);
-                return Err(Error::Unstable { method, what, value, epoch, step, volumes, lr });
+            if let Some((what, value)) = broken(loss, norm) {
+                let (method, step) = (method.name(), optimiser.steps() + 1);
+                return Err(Error::Unstable {
+                    method,
+                    what,
+                    value,
+                    epoch,
+                    step,
+                    volumes: ids,
+                    lr: settings.lr,
+                });
             }
-            if let Some(clip) = train.clip.filter(|&clip| norm > clip) {
-                let _ = gradients.f_mul_scalar_(clip / norm)?;
-            }
+            clip(&mut gradients, norm, train.clip)?;
             optimiser.step(&gradients, |_| Rates { lr, decay: settings.decay })?;
             sum += loss;
             steps += 1;
             bar.set_message(format!("loss {:.4}", sum / steps as f64));
-            Ok::<_, Error>(())
+            Ok(())
         })?;
-        Ok((sum / steps.max(1) as f64, lr, skipped))
-    }
-
-    /// The samples of some splits, in the table's order.
-    fn indices(&self, splits: &[Split]) -> Vec<usize> {
-        let samples = &self.table.samples;
-        (0..samples.len()).filter(|&i| splits.contains(&samples[i].split)).collect()
+        Ok((sum / steps.max(1) as f64, ended))
     }
 
     /// Predicts those of the samples `indices` that can be read, one at a time.
-    fn predict(&self, indices: &[usize], bar: &ProgressBar) -> Result<Predicted, Error> {
-        let _guard = tch::no_grad_guard();
-        let mut predicted = Predicted { rows: Vec::new(), time: Duration::ZERO, resampled: 0 };
+    fn predict(&self, indices: &[usize], bar: &ProgressBar) -> Result<Vec<Row>, Error> {
+        let mut rows = Vec::new();
         let load = |index: usize| only(self.options.cache, index);
+        let bytes = |slices: &Option<Arc<Slices>>| slices.as_ref().map_or(0, |slices| slices.bytes());
         in_order(indices, ahead(self.options), bytes, load, |index, slices| {
             bar.inc(1);
-            let Some(slices) = slices else { return Ok(()) };
-            let started = Instant::now();
-            let volume = slices.tensor(0, slices.count, self.options.device)?.f_unsqueeze(0)?;
-            // Brought back from a GPU, so that it has been waited for.
-            let logits = stored(&self.rival.forward(&volume, false)?)?.data;
-            predicted.time += started.elapsed();
-            predicted.rows.push(Row { index, logits, located: None });
-            let [height, width] = slices.size;
-            predicted.resampled += usize::from(self.rival.resampled([slices.count, height, width]).is_some());
+            if let Some(slices) = slices {
+                let logits = logits(self.rival, &slices, self.options.device)?;
+                rows.push(Row { index, logits, located: None });
+            }
             Ok::<_, Error>(())
         })?;
-        Ok(predicted)
+        Ok(rows)
     }
+}
+
+/// What a network says of one volume, `[C]`, brought back from a GPU.
+pub fn logits(rival: &dyn Rival, slices: &Slices, device: Device) -> Result<Vec<f32>, TchError> {
+    let _guard = tch::no_grad_guard();
+    let volume = slices.tensor(0, slices.count, device)?.f_unsqueeze(0)?;
+    Ok(stored(&rival.forward(&volume, false)?)?.data)
 }
 
 /// The slices of a sample of a task without views; `None` where it is skipped.
 fn only(cache: &Cache<'_>, index: usize) -> Result<Option<Arc<Slices>>, Error> {
     let study = cache.get(index)?;
     Ok(study.and_then(|study| study.views.iter().flatten().next().map(Arc::clone)))
-}
-
-#[allow(clippy::ref_option, reason = "in_order hands out references to what was made")]
-fn bytes(slices: &Option<Arc<Slices>>) -> usize {
-    slices.as_ref().map_or(0, |slices| slices.bytes())
 }
 
 fn ahead(options: &Options<'_>) -> Ahead {

@@ -54,7 +54,7 @@ fn small(method: Method) -> Box<dyn Rival> {
         Method::ResNet18 => Box::new(ResNet::new(maker(), &resnet(false), 1, true).unwrap()),
         Method::ResNet50 => Box::new(ResNet::new(maker(), &resnet(true), 1, true).unwrap()),
         Method::SliceCnn => Box::new(SliceCnn::new(maker(), &cnn, 1, true).unwrap()),
-        _ => Box::new(Mst::new(maker(), &backbone(), [28, 28], 1, 4).unwrap()),
+        Method::Mst => Box::new(Mst::new(maker(), &backbone(), [28, 28], 1, 4).unwrap()),
     }
 }
 
@@ -316,8 +316,6 @@ fn what_cannot_be_compared_is_told_in_a_sentence() {
         assert!(text.contains(family) && text.contains("such as a DINOv2"), "{text}");
         assert!(Encoder::new(&other, [56, 56], Device::Cpu).unwrap().trainable().is_err(), "{name}");
     }
-    let text = told(Method::ThreePlanes, &plain, None);
-    assert!(text.contains("three_planes"), "{text}");
     let views = task(&TASK.replace("[train]", "[views.a]\n[views.b]\n[train]"));
     let text = told(Method::ResNet18, &views, None);
     assert!(text.contains("the views a, b"), "{text}");

@@ -3,7 +3,8 @@
 use super::*;
 use crate::model::sequence;
 
-const KINDS: [Pooling; 4] = [Pooling::Mean, Pooling::Median, Pooling::Lstm, Pooling::Transformer];
+const KINDS: [Pooling; 5] =
+    [Pooling::Mean, Pooling::Median, Pooling::Lstm, Pooling::Transformer, Pooling::ThreePlanes];
 
 #[test]
 fn such_a_fit_learns_without_a_query_and_ends_with_the_same_bits_over_an_interruption() {
@@ -61,8 +62,10 @@ fn slice_weights_are_what_each_slice_counts() {
             whole != (pooling == Pooling::Transformer) && sum > 0.0 && sum < 1.0 + 1e-6,
             "{pooling:?}: {sum}"
         );
-        let alike = view.slice_weights.iter().all(|w| (w - 0.2).abs() < 1e-6);
-        let evenly = [Pooling::Mean, Pooling::Lstm].contains(&pooling);
+        let count = view.slice_weights.len();
+        assert_eq!(count, if pooling == Pooling::ThreePlanes { 3 } else { 5 });
+        let alike = view.slice_weights.iter().all(|w| (w - 1.0 / count as f32).abs() < 1e-6);
+        let evenly = [Pooling::Mean, Pooling::Lstm, Pooling::ThreePlanes].contains(&pooling);
         assert_eq!(alike, evenly, "{pooling:?}: {:?}", view.slice_weights);
     }
 }

@@ -1,7 +1,9 @@
 use runtime::volume::{Geometry, write_nifti};
 use tempfile::TempDir;
 
-use super::super::fit::{Item, fit_built, gradients};
+use std::time::Duration;
+
+use super::super::fit::{Item, gradients};
 use super::*;
 use crate::data::{Cache, Split, Table};
 use crate::metrics::auroc;
@@ -98,20 +100,38 @@ fn bench() -> (TempDir, Task, Table) {
     (folder, task, table)
 }
 
-fn fitted(method: Method, task: &Task, table: &Table, lr: f64) -> Result<Fitted, Error> {
-    let cache = Cache::new(table, task, 1 << 24);
-    let settings = Settings { lr, ..Settings::usual(method, task) };
-    let options = Options {
+fn options<'a>(method: Method, task: &'a Task, cache: &'a Cache<'a>, lr: f64) -> Options<'a> {
+    Options {
         task,
-        cache: &cache,
-        backbone: None,
-        weights: None,
+        cache,
         device: Device::Cpu,
         threads: 1,
-        settings,
+        settings: Settings { lr, ..Settings::usual(method, task) },
+        checkpoint: None,
+        stop_after: None,
         progress: false,
-    };
-    fit_built(method, small(method).as_ref(), &options)
+    }
+}
+
+/// A fit without the times of its epochs, and its network's logits for all volumes that were not trained on.
+type Found = (Vec<crate::fit::Epoch>, usize, Vec<predict::Row>);
+
+fn found(rival: &dyn Rival, fitted: Fitted, cache: &Cache<'_>) -> Found {
+    let history = fitted.history.into_iter().map(|epoch| crate::fit::Epoch { seconds: 0.0, ..epoch });
+    let samples = cache.table().samples.iter().enumerate();
+    let rows = samples.filter(|(_, sample)| sample.split != Split::Train).map(|(index, _)| {
+        let study = cache.get(index).unwrap().unwrap();
+        let logits = logits(rival, study.views[0].as_ref().unwrap(), Device::Cpu).unwrap();
+        predict::Row { index, logits, located: None }
+    });
+    (history.collect(), fitted.best, rows.collect())
+}
+
+fn fitted(method: Method, task: &Task, table: &Table, lr: f64) -> Result<Found, Error> {
+    let (cache, rival) = (Cache::new(table, task, 1 << 24), small(method));
+    let fitted = fit(method, rival.as_ref(), &options(method, task, &cache, lr))?.unwrap();
+    assert!(fitted.seconds > 0.0);
+    Ok(found(rival.as_ref(), fitted, &cache))
 }
 
 #[test]
@@ -120,52 +140,51 @@ fn a_fit_learns_keeps_its_best_epoch_and_is_the_same_each_time() {
     for method in [Method::DenseNet121, Method::SliceCnn, Method::Mst] {
         let run = || fitted(method, &task, &table, 5e-3).unwrap();
         let (first, second) = (run(), run());
-        let untimed = |fitted: &Fitted| {
-            let history =
-                fitted.history.iter().map(|epoch| crate::fit::Epoch { seconds: 0.0, ..epoch.clone() });
-            (fitted.rows.clone(), history.collect::<Vec<_>>(), fitted.best, fitted.val_auroc)
-        };
-        assert_eq!(untimed(&first), untimed(&second), "{}", method.name());
-        assert_eq!(first.history.len(), 4);
-        assert!(first.history[3].train_loss < first.history[0].train_loss, "{:?}", first.history);
-        assert_eq!(first.parameters, small(method).weights().count());
-        // Rows are of the best epoch, validation and test volumes in order.
-        let known = table.samples.iter().enumerate().filter(|(_, sample)| sample.split != Split::Train);
-        let indices: Vec<usize> = first.rows.iter().map(|row| row.index).collect();
-        assert_eq!(indices, known.map(|(i, _)| i).collect::<Vec<_>>());
+        assert_eq!(first, second, "{}", method.name());
+        let (history, best, rows) = first;
+        assert_eq!(history.len(), 4);
+        assert!(history[3].train_loss < history[0].train_loss, "{history:?}");
+        // The network is left as its best epoch had it.
         let val: Vec<_> =
-            first.rows.iter().filter(|row| table.samples[row.index].split == Split::Val).cloned().collect();
+            rows.into_iter().filter(|row| table.samples[row.index].split == Split::Val).collect();
         let (scores, truth) = predict::known(&table, &task, &val, 0);
-        assert_eq!(
-            (auroc(&scores, &truth), first.val_auroc),
-            (first.val_auroc, first.history[first.best - 1].val_auroc)
-        );
-        assert_eq!(predict::mean_loss(&table, &task, &val).unwrap(), first.history[first.best - 1].val_loss);
-        assert_eq!(first.resampled, if method == Method::DenseNet121 { first.rows.len() } else { 0 });
-        assert!(first.fit_seconds > 0.0 && first.predict_seconds > 0.0);
+        assert_eq!(auroc(&scores, &truth), history[best - 1].val_auroc);
+        assert_eq!(predict::mean_loss(&table, &task, &val).unwrap(), history[best - 1].val_loss);
     }
 }
 
 #[test]
-fn a_method_is_built_and_fitted() {
-    let (folder, mut task, table) = bench();
-    task.train.epochs = 1;
-    let (cache, backbone) = (Cache::new(&table, &task, 0), backbone());
-    let missing = folder.path().join("none.safetensors");
-    let run = |weights| {
-        let settings = Settings::usual(Method::Mst, &task);
-        let backbone = Some(&backbone);
-        let (task, cache, device) = (&task, &cache, Device::Cpu);
-        fit(
-            Method::Mst,
-            &Options { task, cache, backbone, weights, device, threads: 1, settings, progress: false },
-        )
-    };
-    let fitted = run(None).unwrap();
-    assert_eq!((fitted.best, fitted.history.len(), fitted.rows[0].logits.len()), (1, 1, 1));
-    assert!(fitted.parameters > backbone.arch.dim * backbone.arch.dim);
-    let text = run(Some(missing.as_path())).unwrap_err().to_string();
-    assert!(text.contains("`mst`") && text.contains("none.safetensors"), "{text}");
+fn an_interrupted_fit_goes_on_to_the_same_bits() {
+    let (folder, task, table) = bench();
+    // With and without running statistics; MST's are of a backbone too.
+    for method in [Method::ResNet18, Method::Mst] {
+        let cache = Cache::new(&table, &task, 1 << 24);
+        let path = folder.path().join(method.name());
+        let run = |checkpoint, stop_after| {
+            let options = Options { checkpoint, stop_after, ..options(method, &task, &cache, 5e-3) };
+            let rival = small(method);
+            let fitted = fit(method, rival.as_ref(), &options).unwrap();
+            fitted.map(|fitted| found(rival.as_ref(), fitted, &cache))
+        };
+        let kept = |seconds| Some(Kept { path: path.clone(), every: Duration::from_secs(seconds) });
+        let straight = run(None, None);
+        // A short fit writes none.
+        assert_eq!(run(kept(3600), Some(1)), None);
+        assert!(!path.exists());
+        for _ in 0..2 {
+            assert_eq!(run(kept(0), Some(1)), None);
+        }
+        assert_eq!(run(kept(0), None), straight, "{}", method.name());
+        // The last epoch's stands: nothing is left to be done.
+        assert_eq!(run(kept(0), Some(0)), straight);
+        let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().path()).collect();
+        assert!(!names.iter().any(|name| name.extension().is_some_and(|e| e == "new")), "{names:?}");
+
+        std::fs::write(&path, b"none").unwrap();
+        let options = Options { checkpoint: kept(0), ..options(method, &task, &cache, 5e-3) };
+        let text = fit(method, small(method).as_ref(), &options).unwrap_err().to_string();
+        assert!(text.contains("no checkpoint") && text.contains("remove it"), "{text}");
+    }
 }
 
 #[test]
@@ -184,8 +203,8 @@ fn a_fit_stops_when_nothing_gets_better() {
     let (_folder, mut task, table) = bench();
     (task.train.epochs, task.train.patience, task.train.augment) = (9, Some(2), crate::task::Augment::OFF);
     // Nothing moves, and without batch norm nothing can change.
-    let found = fitted(Method::Mst, &task, &table, 0.0).unwrap();
-    assert_eq!((found.best, found.history.len()), (1, 3));
+    let (history, best, _) = fitted(Method::Mst, &task, &table, 0.0).unwrap();
+    assert_eq!((best, history.len()), (1, 3));
 }
 
 #[test]

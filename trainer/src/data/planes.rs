@@ -1,4 +1,4 @@
-use crate::data::Slices;
+use super::Slices;
 
 /// The three slices through the middle of a volume, each of the slices' size: one of its own, then one along the columns and one
 /// along the rows of its slices (of axial slices: the coronal and the sagittal one). In the last two a row is what one slice shows of
