@@ -12,6 +12,8 @@
 //! | `compare.json`, `compare.md`, `compare.html` | the tables |
 
 mod cell;
+mod change;
+mod derived;
 mod gather;
 mod lora;
 mod method;
@@ -19,7 +21,6 @@ mod probe;
 mod ranks;
 mod report;
 mod rivals;
-mod scale;
 mod suite;
 
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ use std::sync::OnceLock;
 use tch::Device;
 
 pub use cell::{Cell, Made, State, make, note_death};
+pub use change::{Ablation, Change};
 pub use gather::{Comparison, Entry, Row, gather, seeds_of};
 pub use method::{Base, Method};
 pub use ranks::{critical_difference, mean_ranks};

@@ -81,11 +81,8 @@ pub(super) fn run(args: &Compare) -> Result<()> {
         let made = make(cell, task_of(&suite, cell)?, &options)?;
         return print(&told(&made.cell, &made.state));
     }
-    let methods = if args.methods.is_empty() {
-        Base::ALL.map(|base| Method { base, backbone: None, data: None, rank: None }).to_vec()
-    } else {
-        args.methods.clone()
-    };
+    let methods =
+        if args.methods.is_empty() { Base::ALL.map(Method::from).to_vec() } else { args.methods.clone() };
     let mut cells = Vec::new();
     for on in &suite.tasks {
         for method in &methods {

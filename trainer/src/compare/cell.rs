@@ -8,13 +8,14 @@ use runtime::gate::{Machine, ThisMachine};
 use serde::{Deserialize, Serialize};
 
 use super::method::Kind;
-use super::{Method, Options, SuiteTask, WeightsFile, lora, probe, rivals, scale};
+use super::{Method, Options, SuiteTask, WeightsFile, derived, lora, probe, rivals};
 use crate::Error;
 use crate::data::{Cache, Slices, Split, Study, Table};
 use crate::device::peak_bytes;
 use crate::fit::write_json;
 use crate::predict::{self, Row};
 use crate::random::{Purpose, generator, permutation};
+use crate::rival::LEAST;
 use crate::run::{file, open_backbone};
 use crate::task::Task;
 
@@ -119,6 +120,11 @@ pub enum State {
 pub(super) trait Fitted {
     /// `[C]` of one study.
     fn logits(&self, study: &Study) -> Result<Vec<f32>, Error>;
+
+    /// Whether a study is too thin for it, and was resampled to [`rival::LEAST`](crate::rival::LEAST) voxels an axis.
+    fn resamples(&self, _study: &Study) -> bool {
+        false
+    }
 }
 
 /// What fitting a method gives.
@@ -255,16 +261,19 @@ fn fill(cell: &Cell, on: &SuiteTask, options: &Options, folder: &Path, made: &mu
     tch::set_num_threads(options.threads as i32);
     let mut task = on.task.clone();
     task.train.seed = cell.seed;
-    task.lora.rank = cell.method.rank.unwrap_or(task.lora.rank);
-    if let Some(rank) = cell.method.rank {
-        // The scale alpha / rank stays what it was.
-        task.lora.alpha *= rank as f32 / on.task.lora.rank as f32;
+    for change in &cell.method.changes {
+        if let Err(why) = change.apply(&mut task) {
+            made.state = State::Empty(why);
+            return Ok(());
+        }
     }
-    let mut table = Table::read(&on.data, &task, false)?;
-    if let Some(share) = cell.method.data {
-        let path = scale::write(&table, share, on.task.train.seed, &options.out.join("data"), &cell.task)?;
-        table = Table::read(&path, &task, false)?;
+    let mut data = on.data.clone();
+    if cell.method.share() < 1.0 || cell.method.view().is_some() {
+        let whole = Table::read(&on.data, &on.task, false)?;
+        data =
+            derived::write(&whole, &cell.method, on.task.train.seed, &options.out.join("data"), &cell.task)?;
     }
+    let table = Table::read(&data, &task, false)?;
     let needed = cell.method.base.needs_backbone();
     let backbone = if needed { cell.backbone(options)?.path.clone() } else { PathBuf::new() };
     let job = Job { task, task_path: &on.task_path, table, backbone, folder: folder.into(), options };
@@ -283,16 +292,27 @@ fn fill(cell: &Cell, on: &SuiteTask, options: &Options, folder: &Path, made: &mu
     made.best_epoch = outcome.best_epoch;
     made.seconds_fit = outcome.seconds;
     made.notes.clone_from(&outcome.notes);
-    made.seconds_predict = predictions(&job, outcome.model.as_ref())?;
+    predictions(&job, outcome.model.as_ref(), made)?;
+    if matches!(base.kind(), Kind::Whole(_)) {
+        // As large as the network several times, and of no use any more.
+        let checkpoint = folder.join(file::LAST);
+        match std::fs::remove_file(&checkpoint) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io(&checkpoint)(error));
+            }
+            _ => {}
+        }
+    }
     Ok(())
 }
 
-/// Writes predictions of validation and test volumes, and of test volumes whose slices were changed; returns the seconds a volume.
-fn predictions(job: &Job<'_>, model: &dyn Fitted) -> Result<f64, Error> {
+/// Writes predictions of validation and test volumes, and of test volumes whose slices were changed; notes the seconds a volume, and how
+/// many volumes the method had to resample.
+fn predictions(job: &Job<'_>, model: &dyn Fitted, made: &mut Made) -> Result<(), Error> {
     let (task, table) = (&job.task, &job.table);
     let cache =
         Cache::new(table, task, 0).stored_in(Some(&job.slices()))?.skipping(task.train.skip_unreadable);
-    let mut seconds = 0.0;
+    let (mut seconds, mut resampled) = (0.0, 0);
     let [mut rows, mut shuffled, mut thinned] = [const { Vec::new() }; 3];
     for split in [Split::Val, Split::Test] {
         for index in table.split(split) {
@@ -300,6 +320,7 @@ fn predictions(job: &Job<'_>, model: &dyn Fitted) -> Result<f64, Error> {
             let started = Instant::now();
             let logits = model.logits(&study)?;
             seconds += started.elapsed().as_secs_f64();
+            resampled += usize::from(model.resamples(&study));
             rows.push(Row { index, logits, located: None });
             if split == Split::Test {
                 let changed = |change: &dyn Fn(&Slices) -> Slices| {
@@ -320,7 +341,14 @@ fn predictions(job: &Job<'_>, model: &dyn Fitted) -> Result<f64, Error> {
         let csv = predict::csv(table, task, rows, temperature)?;
         runtime::files::write_atomically(&path, &csv).map_err(Error::io(&path))?;
     }
-    Ok(seconds / rows.len().max(1) as f64)
+    made.seconds_predict = seconds / rows.len().max(1) as f64;
+    if resampled > 0 {
+        made.notes.push(format!(
+            "{resampled} of {} predicted volumes have fewer than {LEAST} voxels along an axis and were resampled to as many",
+            rows.len()
+        ));
+    }
+    Ok(())
 }
 
 /// The slices in random order, the same for every method.

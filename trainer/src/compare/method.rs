@@ -1,6 +1,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::Change;
 use crate::model::Pooling;
 use crate::rival::Method as Rival;
 
@@ -17,6 +18,8 @@ pub enum Base {
     LoraLstm,
     /// By a Transformer layer.
     LoraTransformer,
+    /// On three orthogonal slices.
+    ThreePlanes,
     /// The frozen backbone, mean over slices, a linear head.
     ProbeMean,
     /// With the median over slices.
@@ -48,12 +51,13 @@ pub(super) enum Kind {
 
 impl Base {
     /// All, in the order of the table.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::AnyMc3d,
         Self::LoraMean,
         Self::LoraMedian,
         Self::LoraLstm,
         Self::LoraTransformer,
+        Self::ThreePlanes,
         Self::ProbeMean,
         Self::ProbeMedian,
         Self::Mst,
@@ -72,6 +76,7 @@ impl Base {
             Self::LoraMedian => "lora-median",
             Self::LoraLstm => "lora-lstm",
             Self::LoraTransformer => "lora-transformer",
+            Self::ThreePlanes => "three-planes",
             Self::ProbeMean => "probe-mean",
             Self::ProbeMedian => "probe-median",
             Self::MedicalNet => "medicalnet",
@@ -91,6 +96,7 @@ impl Base {
             Self::LoraMedian => "the same LoRA, median over slices",
             Self::LoraLstm => "the same LoRA, bidirectional LSTM over slices",
             Self::LoraTransformer => "the same LoRA, a Transformer layer over slices",
+            Self::ThreePlanes => "the same LoRA on three orthogonal slices through the middle, their mean",
             Self::ProbeMean => "frozen backbone, mean over slices, logistic head",
             Self::ProbeMedian => "frozen backbone, median over slices, logistic head",
             Self::MedicalNet => {
@@ -112,6 +118,7 @@ impl Base {
             Self::LoraMedian => Kind::Lora(Pooling::Median),
             Self::LoraLstm => Kind::Lora(Pooling::Lstm),
             Self::LoraTransformer => Kind::Lora(Pooling::Transformer),
+            Self::ThreePlanes => Kind::Lora(Pooling::ThreePlanes),
             Self::ProbeMean => Kind::Probe(Pooling::Mean),
             Self::ProbeMedian => Kind::Probe(Pooling::Median),
             Self::Mst => Kind::Whole(Rival::Mst),
@@ -158,10 +165,29 @@ pub struct Method {
     pub base: Base,
     /// On which of the comparison's backbones; the first where none is named.
     pub backbone: Option<String>,
-    /// Share of the training volumes, above 0 and at most 1.
-    pub data: Option<f64>,
-    /// Rank of the factors, in the place of the task's; their scale stays.
-    pub rank: Option<usize>,
+    /// In what it differs from the task as it is.
+    pub changes: Vec<Change>,
+}
+
+impl Method {
+    /// Share of the training volumes.
+    pub fn share(&self) -> f64 {
+        let share = |change: &Change| if let Change::Data(share) = change { Some(*share) } else { None };
+        self.changes.iter().find_map(share).unwrap_or(1.0)
+    }
+
+    /// The one view that it takes of a task of several.
+    pub fn view(&self) -> Option<&str> {
+        self.changes
+            .iter()
+            .find_map(|change| if let Change::View(name) = change { Some(name.as_str()) } else { None })
+    }
+}
+
+impl From<Base> for Method {
+    fn from(base: Base) -> Self {
+        Self { base, backbone: None, changes: Vec::new() }
+    }
 }
 
 impl fmt::Display for Method {
@@ -170,10 +196,7 @@ impl fmt::Display for Method {
         if let Some(backbone) = &self.backbone {
             write!(f, "@{backbone}")?;
         }
-        if let Some(data) = self.data {
-            write!(f, "+data={data}")?;
-        }
-        self.rank.map_or(Ok(()), |rank| write!(f, "+rank={rank}"))
+        self.changes.iter().try_for_each(|change| change.fmt(f))
     }
 }
 
@@ -202,27 +225,8 @@ impl FromStr for Method {
         if backbone.is_some() && !base.needs_backbone() {
             return Err(format!("the method `{text}` takes no backbone, expected {}", base.name()));
         }
-        let mut method = Self { base, backbone: backbone.map(Into::into), data: None, rank: None };
-        for part in parts {
-            let wrong = || {
-                format!(
-                    "the method `{text}` has `+{part}`, expected +data=SHARE (above 0, at most 1) or +rank=NUMBER"
-                )
-            };
-            let (key, value) = part.split_once('=').ok_or_else(wrong)?;
-            match key {
-                "data" => {
-                    let share = value.parse().ok().filter(|share| *share > 0.0 && *share <= 1.0);
-                    method.data = Some(share.ok_or_else(wrong)?);
-                }
-                "rank" if base.is_frozen() && !base.is_seedless() => {
-                    let rank = value.parse().ok().filter(|rank| (1..=1024).contains(rank));
-                    method.rank = Some(rank.ok_or_else(wrong)?);
-                }
-                _ => return Err(wrong()),
-            }
-        }
-        Ok(method)
+        let changes = Change::all(text, base, parts)?;
+        Ok(Self { base, backbone: backbone.map(Into::into), changes })
     }
 }
 
@@ -232,7 +236,14 @@ mod tests {
 
     #[test]
     fn a_method_is_read_as_it_is_written() {
-        for text in ["anymc3d", "lora-lstm@dinov2-small", "anymc3d@b+data=0.2+rank=4", "probe-mean+data=1"] {
+        for text in [
+            "anymc3d",
+            "lora-lstm@dinov2-small",
+            "anymc3d@b+data=0.2+rank=4",
+            "probe-mean+data=1",
+            "anymc3d+pixel=0+targets=patch.output",
+            "resnet18-3d+view=sagittal+slices=16",
+        ] {
             assert_eq!(text.parse::<Method>().unwrap().to_string(), text);
         }
         for base in Base::ALL {
@@ -248,6 +259,12 @@ mod tests {
             ("probe-mean+rank=4", "+rank=4"),
             ("anymc3d+size=3", "+size=3"),
             ("mst+rank=4", "+rank=4"),
+            ("anymc3d+rank=4+rank=8", "+rank=8"),
+            ("mst+pixel=1", "+pixel=1"),
+            ("three-planes+pixel=1", "+pixel=1"),
+            ("anymc3d+targets=mlp", "+targets=mlp"),
+            ("anymc3d+slices=0", "+slices=0"),
+            ("anymc3d+view=", "+view="),
             ("resnet18-3d@b", "takes no backbone"),
         ] {
             let error = text.parse::<Method>().unwrap_err();

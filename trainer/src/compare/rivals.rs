@@ -1,25 +1,39 @@
 //! Networks that are fitted whole.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use super::cell::{Fitted, Job, Outcome};
 use super::method::Base;
 use crate::Error;
-use crate::data::{Cache, Study};
-use crate::model::stored;
-use crate::rival::{self, Method, Rival, Settings, build, start_from};
-use crate::run::open_backbone;
+use crate::data::{Cache, Slices, Study};
+use crate::rival::{self, Kept, Method, Rival, Settings, build, start_from};
+use crate::run::{file, open_backbone};
+
+/// A fit that takes longer goes on from there when it was interrupted.
+const CHECKPOINT_EVERY: Duration = Duration::from_mins(1);
 
 struct Network {
     network: Box<dyn Rival>,
     device: tch::Device,
 }
 
+/// The only scan of a study.
+fn only(study: &Study) -> Option<&Slices> {
+    study.views.iter().flatten().next().map(Arc::as_ref)
+}
+
 impl Fitted for Network {
     fn logits(&self, study: &Study) -> Result<Vec<f32>, Error> {
-        let _guard = tch::no_grad_guard();
-        let slices = study.views.iter().flatten().next();
-        let slices = slices.ok_or_else(|| tch::TchError::Convert("a sample has no slices".into()))?;
-        let volume = slices.tensor(0, slices.count, self.device)?.f_unsqueeze(0)?;
-        Ok(stored(&self.network.forward(&volume, false)?)?.data)
+        let slices = only(study).ok_or_else(|| tch::TchError::Convert("a sample has no slices".into()))?;
+        Ok(rival::logits(self.network.as_ref(), slices, self.device)?)
+    }
+
+    fn resamples(&self, study: &Study) -> bool {
+        only(study).is_some_and(|slices| {
+            let [height, width] = slices.size;
+            self.network.resampled([slices.count, height, width]).is_some()
+        })
     }
 }
 
@@ -40,34 +54,22 @@ pub(super) fn fit(job: &Job<'_>, base: Base, method: Method) -> Result<Outcome, 
             format!("it needs {0}=FILE with the published weights, for the method {0}", base.name());
         return Err(Error::Flag { flag: "--weights", problem });
     }
-    let made = rival::fit_built(
-        method,
-        network.as_ref(),
-        &rival::Options {
-            task,
-            cache: &cache,
-            backbone: backbone.as_ref(),
-            weights: None,
-            device: options.device,
-            threads: options.threads,
-            settings: Settings::usual(method, task),
-            progress: options.progress,
-        },
-    )?;
-    if made.resampled > 0 {
-        notes.push(format!(
-            "{} of {} predicted volumes have fewer than {} voxels along an axis and were resampled to as many",
-            made.resampled,
-            made.rows.len(),
-            rival::LEAST
-        ));
-    }
+    let settings = Settings::usual(method, task);
+    let checkpoint = Some(Kept { path: job.folder.join(file::LAST), every: CHECKPOINT_EVERY });
+    let (device, threads, progress) = (options.device, options.threads, options.progress);
+    let cache = &cache;
+    let options =
+        rival::Options { task, cache, device, threads, settings, checkpoint, stop_after: None, progress };
+    let made = rival::fit(method, network.as_ref(), &options)?;
+    let made = made
+        .ok_or_else(|| Error::Run { path: job.folder.clone(), problem: "its fit is not finished".into() })?;
+    let parameters = network.weights().count();
     Ok(Outcome {
-        model: Box::new(Network { network, device: options.device }),
-        parameters: made.parameters,
-        bytes: 4 * made.parameters as u64,
+        model: Box::new(Network { network, device }),
+        parameters,
+        bytes: 4 * parameters as u64,
         best_epoch: Some(made.best),
-        seconds: made.fit_seconds,
+        seconds: made.seconds,
         notes,
     })
 }
