@@ -17,6 +17,7 @@ mod derived;
 mod gather;
 mod lora;
 mod method;
+mod picture;
 mod probe;
 mod ranks;
 mod report;
@@ -30,7 +31,7 @@ use tch::Device;
 
 pub use cell::{Cell, Made, State, make, note_death};
 pub use change::{Ablation, Change};
-pub use gather::{Comparison, Entry, Row, gather, seeds_of};
+pub use gather::{Cells, Comparison, Entry, Row, gather, seeds_of};
 pub use method::{Base, Method};
 pub use ranks::{critical_difference, mean_ranks};
 pub use report::{html, markdown};

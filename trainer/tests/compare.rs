@@ -64,7 +64,7 @@ impl Folder {
     }
 }
 
-const METHODS: &str = "anymc3d,lora-lstm,probe-mean,anymc3d@none,anymc3d+data=0.5+rank=2";
+const METHODS: &str = "anymc3d,lora-lstm,probe-mean,anymc3d@none,anymc3d+data=0.5+rank=2,three-planes+targets=patch,resnet18-3d+view=top";
 
 #[test]
 fn a_table_is_made_cell_by_cell_and_only_of_what_changed() {
@@ -72,14 +72,14 @@ fn a_table_is_made_cell_by_cell_and_only_of_what_changed() {
     let methods = ["--methods", METHODS, "--seeds", "0,1"];
     let listed = folder.compare(&[&methods[..], &["--list"]].concat());
     // A probe has no seed.
-    assert_eq!(listed.lines().count(), 2 * (4 * 2 + 1), "{listed}");
+    assert_eq!(listed.lines().count(), 2 * (6 * 2 + 1), "{listed}");
     assert!(listed.lines().any(|line| line == "a/anymc3d+data=0.5+rank=2/seed-1"), "{listed}");
 
     let made = folder.compare(&methods);
     let json = folder.json("compare.json");
     let entry = |method: usize, task: usize| &json["methods"][method]["entries"][task];
     assert_eq!(json["tasks"], serde_json::json!(["a", "b"]));
-    for method in [0, 1, 4] {
+    for method in [0, 1, 4, 5] {
         assert_eq!(entry(method, 0)["seeds"].as_object().unwrap().len(), 2, "{made}");
     }
     assert_eq!(entry(2, 0)["seeds"].as_object().unwrap().len(), 1);
@@ -99,10 +99,21 @@ fn a_table_is_made_cell_by_cell_and_only_of_what_changed() {
     assert!(why.contains("no label has both classes among the test volumes"), "{why}");
     let why = entry(3, 0)["empty"]["1"].as_str().unwrap();
     assert!(why.contains("none is called none") && why.contains("expected one of small"), "{why}");
+    let why = entry(6, 0)["empty"]["0"].as_str().unwrap();
+    assert!(why.contains("no view top"), "{why}");
     assert!(made.contains("| anymc3d+data=0.5+rank=2 |") && made.contains("## Cost"), "{made}");
     // Rank 2 has a quarter of rank 8's factors.
     let parameters = |method: usize| entry(method, 0)["parameters"].as_u64().unwrap();
     assert!(parameters(4) < parameters(0) && parameters(2) == 49, "{} {}", parameters(4), parameters(2));
+    // Of the factors of the patch embedding alone, [3·14·14 + 48] × 8, and the head.
+    assert_eq!(parameters(5), (3 * 14 * 14 + 48) * 8 + 49);
+    // On both tasks each method has four cells, the probe two; those of task b, without a view or a backbone are empty.
+    let counts = |method: usize| {
+        let cells = &json["methods"][method]["cells"];
+        ["asked", "done", "empty"].map(|key| cells[key].as_u64().unwrap())
+    };
+    assert_eq!([0, 2, 3, 6].map(counts), [[4, 2, 2], [2, 1, 1], [4, 0, 4], [4, 0, 4]]);
+    assert!(made.contains("| all | 9 | 17 | 0 | – | 0 ms |"), "{made}");
     let page = std::fs::read_to_string(folder.path("out/compare.html")).unwrap();
     assert!(page.contains("<svg") && page.contains("no figure") && !page.contains("http"), "self-contained");
 
@@ -117,8 +128,10 @@ fn a_table_is_made_cell_by_cell_and_only_of_what_changed() {
         (logits(cell, "predictions.csv"), folder.json(&format!("cells/{cell}/cell.json"))["key"].clone());
     std::fs::remove_dir_all(folder.path("out/cells").join(cell)).unwrap();
     let left = folder.compare(&[&methods[..], &["--list"]].concat());
-    let left: Vec<&str> =
-        left.lines().filter(|line| !line.starts_with("b/") && !line.contains("@none")).collect();
+    let left: Vec<&str> = left
+        .lines()
+        .filter(|line| !["b/", "@none", "+view"].iter().any(|part| line.contains(part)))
+        .collect();
     assert_eq!(left, [cell]);
     assert_eq!(folder.compare(&["--cell", cell]), format!("{cell}: done\n"));
     assert_eq!(logits(cell, "predictions.csv"), before);
@@ -130,6 +143,12 @@ fn a_table_is_made_cell_by_cell_and_only_of_what_changed() {
     std::fs::write(&task, text).unwrap();
     let stale = folder.compare(&[&methods[..], &["--list"]].concat());
     assert!(stale.lines().any(|line| line == cell), "{stale}");
+    let tables = folder.compare(&[&methods[..], &["--tables"]].concat());
+    assert!(tables.contains("made of another task"), "{tables}");
+    assert_eq!(folder.json("compare.json")["methods"][0]["entries"][0]["auroc"], Value::Null);
+    // An ablation is a list of methods.
+    let listed = folder.compare(&["--ablation", "data,rank", "--list"]);
+    assert_eq!(listed.lines().count(), 2 * (1 + 3 + 4 + 4), "{listed}");
 }
 
 #[test]
@@ -137,6 +156,7 @@ fn wrong_words_are_one_sentence() {
     let folder = Folder::new();
     for (more, told) in [
         (["--methods", "resnet"], "expected one of anymc3d, lora-mean"),
+        (["--ablation", "size"], "expected one of pooling, backbone"),
         (["--cell", "a/anymc3d"], "TASK/METHOD/seed-NUMBER"),
         (["--cell", "c/anymc3d/seed-0"], "no task c, expected one of a, b"),
     ] {

@@ -4,7 +4,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 use clap::Args;
 use trainer::compare::{
-    self, Base, Cell, Method, Options, State, Suite, SuiteTask, WeightsFile, gather, html, make, markdown,
+    self, Ablation, Base, Cell, Method, Options, State, Suite, SuiteTask, WeightsFile, gather, html, make,
+    markdown,
 };
 use trainer::precision::Precision;
 use trainer::{Error, device};
@@ -15,7 +16,9 @@ use super::{Machine, print, threads};
 ///
 /// Each method on each task with each seed is a cell: a folder under --out and a process of its own. What is finished is not made again
 /// while task, table, backbone and method stay the same, and what was interrupted goes on. Writes compare.md, compare.html and
-/// compare.json into --out. Methods are BASE[@BACKBONE][+data=SHARE][+rank=NUMBER], for example anymc3d@dinov2-small+data=0.2.
+/// compare.json into --out. Methods are BASE[@BACKBONE][+KEY=VALUE]…, for example anymc3d@dinov2-small+data=0.2. Keys: data (share of the
+/// training volumes), rank and targets (of the factors: patch, qkv, output, joined by dots), slices (at most so many), pixel (weight of pixel
+/// supervision, 0 for none), view (this one alone).
 #[derive(Args)]
 pub(super) struct Compare {
     /// A folder with task.toml and data.csv, a folder of such folders, or `small`: the demo's task with 60 volumes
@@ -34,6 +37,9 @@ pub(super) struct Compare {
     /// Methods, the first of which the others are compared with [default: all on the first backbone]
     #[arg(long, value_name = "METHOD,…", value_delimiter = ',')]
     methods: Vec<Method>,
+    /// Also the methods that take the first one apart: pooling, backbone, rank, targets, data, slices, pixel or views
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    ablation: Vec<Ablation>,
     /// Seeds, each in the place of the task's
     #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "0")]
     seeds: Vec<u64>,
@@ -81,8 +87,7 @@ pub(super) fn run(args: &Compare) -> Result<()> {
         let made = make(cell, task_of(&suite, cell)?, &options)?;
         return print(&told(&made.cell, &made.state));
     }
-    let methods =
-        if args.methods.is_empty() { Base::ALL.map(Method::from).to_vec() } else { args.methods.clone() };
+    let methods = methods(args, &suite, &options)?;
     let mut cells = Vec::new();
     for on in &suite.tasks {
         for method in &methods {
@@ -111,8 +116,7 @@ pub(super) fn run(args: &Compare) -> Result<()> {
     if args.list {
         return Ok(());
     }
-    let tasks: Vec<String> = suite.tasks.iter().map(|task| task.name.clone()).collect();
-    let found = gather(&options.out, &tasks, &methods, &args.seeds)?;
+    let found = gather(&options, &suite, &methods, &args.seeds)?;
     let text = markdown(&found);
     let json = serde_json::to_string_pretty(&found)? + "\n";
     for (name, content) in [("compare.md", &text), ("compare.html", &html(&found)), ("compare.json", &json)] {
@@ -121,6 +125,25 @@ pub(super) fn run(args: &Compare) -> Result<()> {
             .map_err(|source| Error::Io { path: path.clone(), source })?;
     }
     print(&text)
+}
+
+/// Those of --methods, then those of --ablation, each once; all where neither is given.
+fn methods(args: &Compare, suite: &Suite, options: &Options) -> Result<Vec<Method>> {
+    if args.methods.is_empty() && args.ablation.is_empty() {
+        return Ok(Base::ALL.map(Method::from).to_vec());
+    }
+    let backbones: Vec<&str> = options.backbones.iter().map(|file| file.name.as_str()).collect();
+    let mut views: Vec<&str> = suite.tasks.iter().flat_map(|on| on.task.view_names()).collect();
+    views.sort_unstable();
+    views.dedup();
+    let mut methods = args.methods.clone();
+    for name in args.ablation.iter().flat_map(|ablation| ablation.methods(&backbones, &views)) {
+        let method = name.parse().map_err(|problem| Error::Flag { flag: "--ablation", problem })?;
+        if !methods.contains(&method) {
+            methods.push(method);
+        }
+    }
+    Ok(methods)
 }
 
 /// Makes a cell in a process of its own: its memory is its own, and what ends it does not end the others.

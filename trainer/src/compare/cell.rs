@@ -69,6 +69,8 @@ pub struct Made {
     pub bytes: u64,
     /// Of the fit, from 1, where there are epochs.
     pub best_epoch: Option<usize>,
+    /// From the cell's start to its figures.
+    pub seconds: f64,
     /// Of the fit, without preparing the volumes.
     pub seconds_fit: f64,
     /// A volume, prepared already.
@@ -95,6 +97,7 @@ impl Made {
             parameters: 0,
             bytes: 0,
             best_epoch: None,
+            seconds: 0.0,
             seconds_fit: 0.0,
             seconds_predict: 0.0,
             peak_mb: None,
@@ -239,9 +242,11 @@ pub fn make(cell: &Cell, on: &SuiteTask, options: &Options) -> Result<Made, Erro
     std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
     std::fs::write(&marker, &key).map_err(Error::io(&marker))?;
     let mut made = Made::bare(cell, key, State::Done, options);
+    let started = Instant::now();
     if let Err(error) = fill(cell, on, options, &folder, &mut made) {
         made.state = State::Empty(error.to_string());
     }
+    made.seconds = started.elapsed().as_secs_f64();
     made.peak_mb = ThisMachine.memory().map(|memory| memory.peak as f64 / 1e6);
     made.peak_gpu_mb = peak_bytes(options.device).map(|bytes| bytes as f64 / 1e6);
     write_json(&folder.join(CELL), &made)?;

@@ -1,10 +1,9 @@
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::cell::{SHUFFLED, THINNED};
-use super::{Cell, Made, Method, State, critical_difference, mean_ranks};
+use super::{Cell, Made, Method, Options, State, Suite, SuiteTask, critical_difference, mean_ranks};
 use crate::Error;
 use crate::crossval::Spread;
 use crate::evaluate::{Case, Predictions, evaluate, versus};
@@ -39,6 +38,36 @@ pub struct Row {
     pub mean_auroc: Option<f64>,
     /// Over the tasks on which every method has a figure.
     pub mean_rank: Option<f64>,
+    /// Its cells.
+    pub cells: Cells,
+}
+
+impl Row {
+    /// Without figures.
+    pub(super) fn of(method: &Method) -> Self {
+        Self {
+            method: method.to_string(),
+            description: method.base.description().into(),
+            frozen: method.base.is_frozen(),
+            entries: Vec::new(),
+            mean_auroc: None,
+            mean_rank: None,
+            cells: Cells::default(),
+        }
+    }
+}
+
+/// How many cells there are, and what they take.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Cells {
+    /// All of the table.
+    pub asked: usize,
+    /// Those with figures.
+    pub done: usize,
+    /// Those that were tried and have none.
+    pub empty: usize,
+    /// From the start of a cell to its figures, mean over those that have some.
+    pub seconds: Option<f64>,
 }
 
 /// One method on one task, over the seeds.
@@ -74,14 +103,27 @@ pub struct Entry {
     pub notes: Vec<String>,
 }
 
-/// Sums up what is there of `methods` on `tasks` with `seeds` in the folder `out`.
-pub fn gather(out: &Path, tasks: &[String], methods: &[Method], seeds: &[u64]) -> Result<Comparison, Error> {
-    let mut rows = Vec::new();
+/// Sums up what is there of `methods` on the suite's tasks with `seeds` in the comparison's folder. A cell that was made of another
+/// task, table, backbone or version is not looked at.
+pub fn gather(
+    options: &Options,
+    suite: &Suite,
+    methods: &[Method],
+    seeds: &[u64],
+) -> Result<Comparison, Error> {
+    let tasks = &suite.tasks;
+    let mut rows: Vec<Row> = Vec::new();
     let mut first: Vec<Option<Predictions>> = Vec::new();
     for method in methods {
-        let mut entries = Vec::new();
+        let mut row = Row::of(method);
+        let mut times = Vec::new();
         for (place, task) in tasks.iter().enumerate() {
-            let (mut entry, mean) = entry(out, task, method, seeds)?;
+            let (mut entry, mean, seconds) = entry(options, task, method, seeds)?;
+            row.cells.asked += seeds_of(method, seeds).len();
+            row.cells.done += seconds.len();
+            row.cells.empty +=
+                entry.empty.values().filter(|why| *why != NOT_MADE && *why != OF_ANOTHER).count();
+            times.extend(seconds);
             if rows.is_empty() {
                 first.push(mean);
             } else if let (Some(mean), Some(Some(first))) = (mean, first.get(place)) {
@@ -89,17 +131,12 @@ pub fn gather(out: &Path, tasks: &[String], methods: &[Method], seeds: &[u64]) -
                 entry.versus_first =
                     found.filter(|found| found.labels.len() == 1).and_then(|found| found.labels[0].1);
             }
-            entries.push(entry);
+            row.entries.push(entry);
         }
-        let aurocs: Option<Vec<f64>> = entries.iter().map(|entry: &Entry| entry.auroc).collect();
-        rows.push(Row {
-            method: method.to_string(),
-            description: method.base.description().into(),
-            frozen: method.base.is_frozen(),
-            mean_auroc: aurocs.map(|all| all.iter().sum::<f64>() / all.len().max(1) as f64),
-            mean_rank: None,
-            entries,
-        });
+        let aurocs: Option<Vec<f64>> = row.entries.iter().map(|entry: &Entry| entry.auroc).collect();
+        row.mean_auroc = aurocs.map(|all| all.iter().sum::<f64>() / all.len().max(1) as f64);
+        row.cells.seconds = Spread::of(times.into_iter().map(Some)).map(|spread| spread.mean);
+        rows.push(row);
     }
     let figures: Vec<Vec<Option<f64>>> =
         (0..tasks.len()).map(|t| rows.iter().map(|row| row.entries[t].auroc).collect()).collect();
@@ -108,7 +145,8 @@ pub fn gather(out: &Path, tasks: &[String], methods: &[Method], seeds: &[u64]) -
         row.mean_rank = (ranked_tasks > 0).then_some(rank);
     }
     let critical_difference = critical_difference(rows.len(), ranked_tasks);
-    Ok(Comparison { tasks: tasks.to_vec(), methods: rows, ranked_tasks, critical_difference })
+    let tasks = tasks.iter().map(|task| task.name.clone()).collect();
+    Ok(Comparison { tasks, methods: rows, ranked_tasks, critical_difference })
 }
 
 /// The seeds that a method has cells for.
@@ -116,27 +154,36 @@ pub fn seeds_of(method: &Method, seeds: &[u64]) -> Vec<u64> {
     if method.base.is_seedless() { seeds.iter().copied().take(1).collect() } else { seeds.to_vec() }
 }
 
+/// Why a cell has no figure that was not tried, or was with something else.
+const NOT_MADE: &str = "not made yet";
+const OF_ANOTHER: &str = "made of another task, table, backbone or version; make it again";
+
+/// The entry, the means of its logits, and the times of its cells.
 fn entry(
-    out: &Path,
-    task: &str,
+    options: &Options,
+    task: &SuiteTask,
     method: &Method,
     seeds: &[u64],
-) -> Result<(Entry, Option<Predictions>), Error> {
+) -> Result<(Entry, Option<Predictions>, Vec<f64>), Error> {
     let mut entry = Entry::default();
     let mut found: Vec<(Made, Predictions)> = Vec::new();
     let [mut shuffled, mut thinned] = [const { Vec::new() }; 2];
     let mut only_ci = None;
     for seed in seeds_of(method, seeds) {
-        let cell = Cell { task: task.into(), method: method.clone(), seed };
-        let Some(made) = cell.made(out) else {
-            entry.empty.insert(seed, "not made yet".into());
+        let cell = Cell { task: task.name.clone(), method: method.clone(), seed };
+        let Some(made) = cell.made(&options.out) else {
+            entry.empty.insert(seed, NOT_MADE.into());
             continue;
         };
+        if made.key != cell.key(task, options)? {
+            entry.empty.insert(seed, OF_ANOTHER.into());
+            continue;
+        }
         if let State::Empty(why) = &made.state {
             entry.empty.insert(seed, why.clone());
             continue;
         }
-        let folder = cell.folder(out);
+        let folder = cell.folder(&options.out);
         let read = |name: &str| {
             let path = folder.join(name);
             let unusable = |problem: String| Error::Run { path: path.clone(), problem };
@@ -175,7 +222,8 @@ fn entry(
         entry.bytes = Some(made.bytes);
         entry.notes.clone_from(&made.notes);
     }
-    Ok((entry, averaged(found.into_iter().map(|(_, predictions)| predictions).collect())))
+    let seconds = found.iter().map(|(made, _)| made.seconds).collect();
+    Ok((entry, averaged(found.into_iter().map(|(_, predictions)| predictions).collect()), seconds))
 }
 
 /// Mean logits over runs of the same cases; AUROC does not look at probabilities but by their order, so these are logits too.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Comparison, Entry, Row};
+use super::{Comparison, Entry, Row, picture};
 use crate::html::{FOOT, escape, head, push};
 
 const ABOUT: &str = "Test AUROC, mean over a task's labels. Intervals of 95 %: Student's t over the seeds; of one seed DeLong's (one label) or \
@@ -36,7 +36,8 @@ fn time(seconds: f64) -> String {
     match seconds {
         s if s < 1.0 => format!("{:.0} ms", s * 1e3),
         s if s < 120.0 => format!("{s:.1} s"),
-        s => format!("{:.1} min", s / 60.0),
+        s if s < 7200.0 => format!("{:.1} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
     }
 }
 
@@ -50,7 +51,9 @@ struct Grid {
 
 /// Methods over tasks, ranks, changed series and costs.
 fn grids(comparison: &Comparison) -> Vec<Grid> {
-    let mut grids = vec![areas(comparison), differences(comparison), series(comparison), costs(comparison)];
+    let mut grids = vec![areas(comparison), differences(comparison), series(comparison)];
+    grids.extend(scales(comparison));
+    grids.extend([costs(comparison), projection(comparison)]);
     grids.extend(remarks(comparison));
     let rows = comparison.methods.iter().map(|row| vec![row.method.clone(), row.description.clone()]);
     grids.push(Grid {
@@ -174,6 +177,68 @@ fn costs(comparison: &Comparison) -> Grid {
     }
 }
 
+/// Mean AUROC by the share of the training volumes; `None` where no method was fitted on a part.
+fn scales(comparison: &Comparison) -> Option<Grid> {
+    let curves = picture::scales(comparison);
+    let mut shares: Vec<f64> =
+        curves.iter().flat_map(|(_, points)| points.iter().map(|point| point[0])).collect();
+    shares.sort_by(f64::total_cmp);
+    shares.dedup();
+    let row = |(name, points): (String, Vec<[f64; 2]>)| {
+        let at = |share: &f64| {
+            number(points.iter().find(|point| point[0].total_cmp(share).is_eq()).map(|point| point[1]))
+        };
+        std::iter::once(name).chain(shares.iter().map(at)).collect()
+    };
+    (!curves.is_empty()).then(|| Grid {
+        title: "Share of the training volumes".into(),
+        about: "Mean test AUROC over the tasks. A smaller share is part of a larger one.".into(),
+        header: words(&["method"])
+            .into_iter()
+            .chain(shares.iter().map(|share| format!("{:.0} %", 100.0 * share)))
+            .collect(),
+        rows: curves.into_iter().map(row).collect(),
+    })
+}
+
+/// What the cells that were made took, and what those that are left are going to take.
+fn projection(comparison: &Comparison) -> Grid {
+    let line = |name: &str, [asked, done, empty]: [usize; 3], each: Option<f64>, left: Option<f64>| {
+        let numbers = [done, empty, asked - done - empty].map(|n| n.to_string());
+        let times = [each, left].map(|seconds| seconds.map_or("–".into(), time));
+        std::iter::once(name.to_owned()).chain(numbers).chain(times).collect::<Vec<_>>()
+    };
+    let (mut sums, mut known, mut unknown) = ([0; 3], 0.0, Vec::new());
+    let mut rows = Vec::new();
+    for row in &comparison.methods {
+        let cells = &row.cells;
+        let left = cells.asked - cells.done - cells.empty;
+        let seconds = if left == 0 { Some(0.0) } else { cells.seconds.map(|each| each * left as f64) };
+        match seconds {
+            Some(seconds) => known += seconds,
+            None => unknown.push(row.method.as_str()),
+        }
+        let counts = [cells.asked, cells.done, cells.empty];
+        sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+        rows.push(line(&row.method, counts, cells.seconds, seconds));
+    }
+    rows.push(line("all", sums, None, Some(known)));
+    let lacking = if unknown.is_empty() {
+        String::new()
+    } else {
+        format!(" Of {} no cell has been made yet, so that the sum is without.", unknown.join(", "))
+    };
+    Grid {
+        title: "Cells".into(),
+        about: format!(
+            "The mean time of a cell from its start to its figures, and of those that are left, one after the other where the others \
+             were made; several GPUs or jobs share them.{lacking}"
+        ),
+        header: words(&["method", "made", "empty", "left", "a cell", "what is left"]),
+        rows,
+    }
+}
+
 /// Why cells are empty, and what there is to know of others; `None` where there is nothing to say.
 fn remarks(comparison: &Comparison) -> Option<Grid> {
     let mut rows = Vec::new();
@@ -236,112 +301,13 @@ pub fn html(comparison: &Comparison) -> String {
         }
         page.push_str("</table></div>\n");
         if n == 0 {
-            for (place, task) in comparison.tasks.iter().enumerate() {
-                let dots = comparison.methods.iter().map(|row| {
-                    let entry = &row.entries[place];
-                    Dot { method: &row.method, value: entry.auroc, interval: entry.ci }
-                });
-                page += &intervals(
-                    &format!("{task}: test AUROC"),
-                    dots.collect(),
-                    [0.0, 1.0],
-                    &[0.0, 0.25, 0.5, 0.75, 1.0],
-                );
+            for place in 0..comparison.tasks.len() {
+                page += &picture::areas(comparison, place);
             }
-            if comparison.ranked_tasks > 1 {
-                page += &rank_plot(comparison);
-            }
+            page.extend(picture::ranks(comparison));
+            page.extend(picture::scale_curves(comparison));
         }
     }
     page.push_str(FOOT);
     page
-}
-
-/// A method in a picture.
-struct Dot<'a> {
-    method: &'a str,
-    value: Option<f64>,
-    interval: Option<[f64; 2]>,
-}
-
-/// A row a method: its figure as a dot, its interval as a line.
-fn intervals(title: &str, rows: Vec<Dot<'_>>, range: [f64; 2], ticks: &[f64]) -> String {
-    const LEFT: f64 = 190.0;
-    const RIGHT: f64 = 620.0;
-    const LINE: f64 = 22.0;
-    let at = |x: f64| LEFT + (RIGHT - LEFT) * ((x - range[0]) / (range[1] - range[0])).clamp(0.0, 1.0);
-    let bottom = 34.0 + LINE * rows.len() as f64;
-    let title = escape(title);
-    let mut svg = format!(
-        "<svg viewBox=\"0 0 640 {:.0}\" role=\"img\" aria-label=\"{title}\" style=\"max-width:44rem\">\n\
-         <text class=\"name\" x=\"8\" y=\"18\">{title}</text>\n",
-        bottom + 24.0
-    );
-    for &tick in ticks {
-        push(
-            &mut svg,
-            format_args!(
-                "<line class=\"grid\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"28\" y2=\"{bottom:.0}\"/>\
-                 <text class=\"soft\" x=\"{x:.1}\" y=\"{:.0}\" text-anchor=\"middle\">{tick}</text>\n",
-                bottom + 16.0,
-                x = at(tick),
-            ),
-        );
-    }
-    for (n, Dot { method, value, interval }) in rows.into_iter().enumerate() {
-        let y = 42.0 + LINE * n as f64;
-        push(
-            &mut svg,
-            format_args!(
-                "<text class=\"soft\" x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-                LEFT - 8.0,
-                y + 4.0,
-                escape(method)
-            ),
-        );
-        if let Some([low, high]) = interval {
-            push(
-                &mut svg,
-                format_args!(
-                    "<line x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{y}\" y2=\"{y}\" stroke=\"var(--one)\" stroke-width=\"2\"/>",
-                    at(low),
-                    at(high)
-                ),
-            );
-        }
-        match value {
-            Some(value) => push(
-                &mut svg,
-                format_args!("<circle cx=\"{:.1}\" cy=\"{y}\" r=\"4\" fill=\"var(--one)\"/>\n", at(value)),
-            ),
-            None => push(
-                &mut svg,
-                format_args!("<text class=\"soft\" x=\"{LEFT}\" y=\"{:.1}\">no figure</text>\n", y + 4.0),
-            ),
-        }
-    }
-    svg + "</svg>\n"
-}
-
-/// Mean ranks with half the critical difference to either side: methods whose lines do not overlap differ.
-fn rank_plot(comparison: &Comparison) -> String {
-    let half = comparison.critical_difference.map_or(0.0, |cd| cd / 2.0);
-    let most = comparison.methods.len() as f64;
-    let mut rows: Vec<Dot<'_>> = comparison
-        .methods
-        .iter()
-        .map(|row| Dot {
-            method: &row.method,
-            value: row.mean_rank,
-            interval: row.mean_rank.map(|rank| [rank - half, rank + half]),
-        })
-        .collect();
-    rows.sort_by(|a, b| a.value.unwrap_or(f64::INFINITY).total_cmp(&b.value.unwrap_or(f64::INFINITY)));
-    let ticks: Vec<f64> = (1..=comparison.methods.len()).map(|n| n as f64).collect();
-    intervals(
-        "Mean rank, ± half the critical difference: methods whose lines do not overlap differ at 5 %",
-        rows,
-        [0.5, most + 0.5],
-        &ticks,
-    )
 }
