@@ -19,13 +19,18 @@ mod mst;
 mod pretrained;
 mod resnet;
 mod slice_cnn;
+mod swin;
+mod unet;
+mod voco;
 mod weights;
+
+use std::path::Path;
 
 use runtime::backbone::{Backbone, Body, Embedding};
 use tch::{Device, TchError, Tensor};
 
 pub use fit::{Fitted, Kept, Options, fit, logits};
-pub use image::{LEAST, enlarged, is_grey};
+pub use image::{LEAST, enlarged, is_grey, rounded_up};
 pub use pretrained::start_from;
 pub use weights::Weights;
 
@@ -36,6 +41,7 @@ use densenet::DenseNet;
 use mst::Mst;
 use resnet::ResNet;
 use slice_cnn::SliceCnn;
+use voco::Voco;
 use weights::Maker;
 
 /// A network that is fitted whole.
@@ -58,7 +64,7 @@ pub trait Rival {
         Ok((value.f_detach()?, flat))
     }
 
-    /// The size to which it resamples a volume of `[S, H, W]` voxels that is too thin for it; `None` where it takes it as it is.
+    /// The size to which it resamples a volume of `[S, H, W]` voxels whose size does not suit it; `None` where it takes it as it is.
     fn resampled(&self, size: [usize; 3]) -> Option<[usize; 3]> {
         let _ = size;
         None
@@ -78,11 +84,14 @@ pub enum Method {
     SliceCnn,
     /// The Medical Slice Transformer.
     Mst,
+    /// The Swin UNETR of VoCo.
+    Voco,
 }
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::DenseNet121, Self::ResNet18, Self::ResNet50, Self::SliceCnn, Self::Mst];
+    pub const ALL: [Self; 6] =
+        [Self::DenseNet121, Self::ResNet18, Self::ResNet50, Self::SliceCnn, Self::Mst, Self::Voco];
 
     /// Lower case, with dashes.
     pub fn name(self) -> &'static str {
@@ -92,6 +101,7 @@ impl Method {
             Self::ResNet50 => "resnet50-3d",
             Self::SliceCnn => "cnn-bilstm",
             Self::Mst => "mst",
+            Self::Voco => "voco",
         }
     }
 
@@ -107,6 +117,7 @@ impl Method {
             Self::Mst => {
                 "Medical Slice Transformer: the whole backbone fine-tuned, one Transformer layer over the slices"
             }
+            Self::Voco => "3D Swin UNETR from VoCo's weights, which the user supplies, fine-tuned whole",
         }
     }
 
@@ -141,11 +152,13 @@ impl Settings {
     }
 }
 
-/// The network of a method with its initial values: drawn from the task's seed, or the backbone's.
+/// The network of a method with its initial values: drawn from the task's seed, or the backbone's; in the size of `weights` that it
+/// will start from where the method comes in several sizes.
 pub fn build(
     method: Method,
     task: &Task,
     backbone: Option<&Backbone>,
+    weights: Option<&Path>,
     device: Device,
 ) -> Result<Box<dyn Rival>, Error> {
     if !task.views.is_empty() {
@@ -172,6 +185,10 @@ pub fn build(
                 return Err(method.refused(found));
             }
             Box::new(Mst::new(make, backbone, task.recipe.size, labels, task.train.chunk)?)
+        }
+        Method::Voco => {
+            let width = weights.map_or(Ok(voco::WIDTH), |path| pretrained::voco_width(method, path))?;
+            Box::new(Voco::new(make, width, labels, grey, &task.recipe.normalize)?)
         }
     })
 }

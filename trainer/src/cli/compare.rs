@@ -27,8 +27,8 @@ pub(super) struct Compare {
     /// Backbone weights, as NAME=FILE; repeatable, the first serves methods that name none. A name of its own is not needed for one
     #[arg(long, value_name = "[NAME=]FILE", required = true)]
     backbone: Vec<String>,
-    /// Weights that were published with a method, as METHOD=FILE (safetensors): medicalnet needs them, cnn-bilstm and the 3D ResNets may
-    /// start from them; repeatable
+    /// Weights that were published with a method, as METHOD=FILE (safetensors): medicalnet and voco need them, cnn-bilstm and the 3D
+    /// networks may start from them; repeatable
     #[arg(long, value_name = "METHOD=FILE")]
     weights: Vec<String>,
     /// Folder of the comparison

@@ -124,7 +124,7 @@ pub(super) trait Fitted {
     /// `[C]` of one study.
     fn logits(&self, study: &Study) -> Result<Vec<f32>, Error>;
 
-    /// Whether a study is too thin for it, and was resampled to [`rival::LEAST`](crate::rival::LEAST) voxels an axis.
+    /// Whether a study's size does not suit it, and was resampled.
     fn resamples(&self, _study: &Study) -> bool {
         false
     }
@@ -349,7 +349,8 @@ fn predictions(job: &Job<'_>, model: &dyn Fitted, made: &mut Made) -> Result<(),
     made.seconds_predict = seconds / rows.len().max(1) as f64;
     if resampled > 0 {
         made.notes.push(format!(
-            "{resampled} of {} predicted volumes have fewer than {LEAST} voxels along an axis and were resampled to as many",
+            "{resampled} of {} predicted volumes were resampled, since the network takes {LEAST} voxels along an axis at least, of voco \
+             multiples of it",
             rows.len()
         ));
     }

@@ -36,6 +36,8 @@ pub enum Base {
     ResNet50,
     /// 3D ResNet-50 from MedicalNet's weights.
     MedicalNet,
+    /// Swin UNETR from VoCo's weights.
+    Voco,
 }
 
 /// The ways to make a method.
@@ -66,6 +68,7 @@ impl Base {
         Self::ResNet18,
         Self::ResNet50,
         Self::MedicalNet,
+        Self::Voco,
     ];
 
     /// As flags, folders and tables have it.
@@ -85,6 +88,7 @@ impl Base {
             Self::DenseNet121 => Rival::DenseNet121.name(),
             Self::ResNet18 => Rival::ResNet18.name(),
             Self::ResNet50 => Rival::ResNet50.name(),
+            Self::Voco => Rival::Voco.name(),
         }
     }
 
@@ -107,6 +111,7 @@ impl Base {
             Self::DenseNet121 => Rival::DenseNet121.description(),
             Self::ResNet18 => Rival::ResNet18.description(),
             Self::ResNet50 => Rival::ResNet50.description(),
+            Self::Voco => Rival::Voco.description(),
         }
     }
 
@@ -126,6 +131,7 @@ impl Base {
             Self::DenseNet121 => Kind::Whole(Rival::DenseNet121),
             Self::ResNet18 => Kind::Whole(Rival::ResNet18),
             Self::ResNet50 | Self::MedicalNet => Kind::Whole(Rival::ResNet50),
+            Self::Voco => Kind::Whole(Rival::Voco),
         }
     }
 
@@ -144,7 +150,7 @@ impl Base {
 
     /// Whether it starts from weights that were published with it.
     pub fn needs_weights(self) -> bool {
-        self == Self::MedicalNet
+        matches!(self, Self::MedicalNet | Self::Voco)
     }
 
     /// Whether nothing about it depends on a seed.

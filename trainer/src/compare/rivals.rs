@@ -43,16 +43,18 @@ pub(super) fn fit(job: &Job<'_>, base: Base, method: Method) -> Result<Outcome, 
         .stored_in(Some(&job.slices()))?
         .skipping(task.train.skip_unreadable);
     let backbone = method.needs_backbone().then(|| open_backbone(&job.backbone, task.blocks)).transpose()?;
-    let network = build(method, task, backbone.as_ref(), options.device)?;
-    let mut notes = Vec::new();
-    let weights = options.weights.iter().find(|file| file.name == base.name()).map(|file| &file.path);
-    if let Some(path) = weights {
-        let taken = start_from(method, network.as_ref(), path)?;
-        notes.push(format!("{taken} values start from {}", path.display()));
-    } else if base.needs_weights() {
+    let weights = options.weights.iter().find(|file| file.name == base.name());
+    let weights = weights.map(|file| file.path.as_path());
+    if weights.is_none() && base.needs_weights() {
         let problem =
             format!("it needs {0}=FILE with the published weights, for the method {0}", base.name());
         return Err(Error::Flag { flag: "--weights", problem });
+    }
+    let network = build(method, task, backbone.as_ref(), weights, options.device)?;
+    let mut notes = Vec::new();
+    if let Some(path) = weights {
+        let taken = start_from(method, network.as_ref(), path)?;
+        notes.push(format!("{taken} values start from {}", path.display()));
     }
     let settings = Settings::usual(method, task);
     let checkpoint = Some(Kept { path: job.folder.join(file::LAST), every: CHECKPOINT_EVERY });

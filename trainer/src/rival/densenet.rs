@@ -121,7 +121,7 @@ impl Block {
 
 impl Rival for DenseNet {
     fn forward(&self, volumes: &Tensor, train: bool) -> Result<Tensor, TchError> {
-        let x = self.stem.apply(&image(volumes, self.grey)?)?;
+        let x = self.stem.apply(&image(volumes, self.grey, enlarged)?)?;
         let x = self.norm.apply(&x, train)?.f_relu()?;
         let mut x = x.f_max_pool3d([3; 3], [2; 3], [1; 3], [1; 3], false)?;
         for block in &self.blocks {

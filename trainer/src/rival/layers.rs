@@ -14,8 +14,8 @@ pub(super) struct Conv {
     groups: i64,
 }
 
-/// What a [`Conv`] is like, apart from its channels. Without bias, of stride 1 and one group, and padded so that it would keep the
-/// size, unless told otherwise.
+/// What a [`Conv`] is like, apart from its channels. Without bias, of stride 1 and one group, unless told otherwise; kernels of an odd
+/// size are padded so that they would keep the size of the image, those of two pixels are not padded.
 #[derive(Clone, Copy)]
 pub(super) struct Kernel {
     axes: usize,
@@ -23,20 +23,24 @@ pub(super) struct Kernel {
     stride: i64,
     groups: i64,
     bias: bool,
-    fan: Fan,
+    start: Start,
 }
 
-/// Over which connections the variance of initial values is spread (He et al., arXiv 1502.01852).
+/// Initial values of a [`Conv`].
 #[derive(Clone, Copy)]
-enum Fan {
-    In,
-    Out,
+enum Start {
+    /// Normal, with the variance that keeps that of the gradients (He et al., arXiv 1502.01852); no bias.
+    FanOut,
+    /// Normal, with the variance that keeps that of the values; no bias.
+    FanIn,
+    /// PyTorch's own: weight and bias uniform in ±1/√inputs.
+    Uniform,
 }
 
 impl Kernel {
     /// A kernel of `size` along each of `axes` axes; Kaiming's normal by the outputs, as torchvision has it.
     pub(super) fn new(axes: usize, size: i64) -> Self {
-        Self { axes, size, stride: 1, groups: 1, bias: false, fan: Fan::Out }
+        Self { axes, size, stride: 1, groups: 1, bias: false, start: Start::FanOut }
     }
 
     pub(super) fn stride(self, stride: i64) -> Self {
@@ -53,7 +57,12 @@ impl Kernel {
 
     /// Initial values by the inputs, as MONAI's DenseNet has them.
     pub(super) fn fan_in(self) -> Self {
-        Self { fan: Fan::In, ..self }
+        Self { start: Start::FanIn, ..self }
+    }
+
+    /// Initial values as PyTorch has them.
+    pub(super) fn uniform(self) -> Self {
+        Self { start: Start::Uniform, ..self }
     }
 }
 
@@ -64,20 +73,18 @@ impl Conv {
         [input, output]: [i64; 2],
         kernel: Kernel,
     ) -> Result<Self, TchError> {
-        let Kernel { axes, size, stride, groups, bias, fan } = kernel;
+        let Kernel { axes, size, stride, groups, bias, start } = kernel;
         let mut dims = vec![output, input / groups];
         dims.extend(std::iter::repeat_n(size, axes));
-        let taps = dims[2..].iter().product::<i64>();
-        let fan = taps
-            * match fan {
-                Fan::In => dims[1],
-                Fan::Out => dims[0],
-            };
-        let draw = Draw::Normal((2.0 / fan as f64).sqrt());
+        let fan = |channels: i64| (channels * dims[2..].iter().product::<i64>()) as f64;
+        let [draw, offset] = match start {
+            Start::FanOut => [Draw::Normal((2.0 / fan(dims[0])).sqrt()), Draw::Fill(0.0)],
+            Start::FanIn => [Draw::Normal((2.0 / fan(dims[1])).sqrt()), Draw::Fill(0.0)],
+            Start::Uniform => [Draw::Uniform(1.0 / fan(dims[1]).sqrt()); 2],
+        };
         let weight = make.leaf(format!("{name}.weight"), &dims, draw)?;
-        let zeros = |make: &mut Maker| make.leaf(format!("{name}.bias"), &[output], Draw::Fill(0.0));
-        let bias = if bias { Some(zeros(make)?) } else { None };
-        Ok(Self { weight, bias, axes, stride, padding: size / 2, groups })
+        let bias = bias.then(|| make.leaf(format!("{name}.bias"), &[output], offset)).transpose()?;
+        Ok(Self { weight, bias, axes, stride, padding: (size - 1) / 2, groups })
     }
 
     pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor, TchError> {
@@ -185,6 +192,25 @@ impl Linear {
 
     pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor, TchError> {
         x.f_linear(&self.weight, Some(&self.bias))
+    }
+}
+
+/// Layer normalisation over the last axis (Ba et al., arXiv 1607.06450), ε 1e-5.
+pub(super) struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl LayerNorm {
+    pub(super) fn new(make: &mut Maker, name: &str, d: i64) -> Result<Self, TchError> {
+        Ok(Self {
+            weight: make.leaf(format!("{name}.weight"), &[d], Draw::Fill(1.0))?,
+            bias: make.leaf(format!("{name}.bias"), &[d], Draw::Fill(0.0))?,
+        })
+    }
+
+    pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        x.f_layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), 1e-5, true)
     }
 }
 

@@ -1,13 +1,11 @@
 use runtime::backbone::Backbone;
 use tch::{Kind, TchError, Tensor};
 
-use super::layers::Linear;
+use super::layers::{LayerNorm, Linear};
 use super::weights::{Draw, Maker};
 use super::{Rival, Weights};
 use crate::Error;
 use crate::model::Encoder;
-
-const EPS: f64 = 1e-5;
 
 /// The Medical Slice Transformer (Müller-Franzes et al., arXiv 2411.15802): a ViT of which all weights are fitted gives the CLS of each
 /// slice; one pre-norm Transformer layer with as many units in its ReLU network as CLS has lets them and a learned CLS look at each
@@ -25,28 +23,10 @@ pub(super) struct Mst {
     out: Linear,
     fc1: Linear,
     fc2: Linear,
-    norm1: Norm,
-    norm2: Norm,
-    norm: Norm,
+    norm1: LayerNorm,
+    norm2: LayerNorm,
+    norm: LayerNorm,
     head: Linear,
-}
-
-struct Norm {
-    weight: Tensor,
-    bias: Tensor,
-}
-
-impl Norm {
-    fn new(make: &mut Maker, name: &str, d: i64) -> Result<Self, TchError> {
-        Ok(Self {
-            weight: make.leaf(format!("{name}.weight"), &[d], Draw::Fill(1.0))?,
-            bias: make.leaf(format!("{name}.bias"), &[d], Draw::Fill(0.0))?,
-        })
-    }
-
-    fn apply(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        x.f_layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), EPS, true)
-    }
 }
 
 /// Twelve heads, as in the paper, or as many as there are 32 values where twelve do not divide the width; one where those do not.
@@ -79,9 +59,9 @@ impl Mst {
         let out = Linear::drawn(&mut make, names, [d, d], [narrow, Draw::Fill(0.0)])?;
         let fc1 = Linear::new(&mut make, &layer("linear1"), [d, d])?;
         let fc2 = Linear::new(&mut make, &layer("linear2"), [d, d])?;
-        let norm1 = Norm::new(&mut make, &layer("norm1"), d)?;
-        let norm2 = Norm::new(&mut make, &layer("norm2"), d)?;
-        let norm = Norm::new(&mut make, "slice_fusion.norm", d)?;
+        let norm1 = LayerNorm::new(&mut make, &layer("norm1"), d)?;
+        let norm2 = LayerNorm::new(&mut make, &layer("norm2"), d)?;
+        let norm = LayerNorm::new(&mut make, "slice_fusion.norm", d)?;
         let head = Linear::new(&mut make, "linear", [d, labels as i64])?;
         let weights = make.finish();
         Ok(Self {
@@ -109,7 +89,7 @@ impl Mst {
     }
 
     /// Embeddings `[B S, d]` of `b` volumes → logits `[B, C]`.
-    fn fuse(&self, rows: &Tensor, b: i64) -> Result<Tensor, TchError> {
+    pub(super) fn fuse(&self, rows: &Tensor, b: i64) -> Result<Tensor, TchError> {
         let d = rows.size()[1];
         let rows = rows.f_view([b, -1, d])?;
         let x = Tensor::f_cat(&[&self.cls.f_expand([b, 1, d], false)?, &rows], 1)?;

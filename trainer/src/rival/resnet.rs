@@ -24,9 +24,9 @@ impl Sizes {
     pub(super) const R50: Self = Self { first: 64, depths: [3, 4, 6, 3], bottleneck: true };
 }
 
-/// A ResNet in three dimensions (He et al., arXiv 1512.03385; Hara et al., arXiv 1711.09577) as MedicalNet and MONAI build it: a 7³
-/// stem of stride 2, maximum over 3³ voxels, four stages, shortcut B (a 1³ convolution and its norm where sizes change).
-/// The last two stages halve the size, as for classification, where MedicalNet's dilate for segmentation; the weights are the same.
+/// A ResNet in three dimensions (He et al., arXiv 1512.03385; Hara et al., arXiv 1711.09577) as MedicalNet builds it, and MONAI if told
+/// `conv1_t_stride=2` and `bias_downsample=False`: a 7³ stem of stride 2, maximum over 3³ voxels, four stages, shortcut B (a 1³
+/// convolution without bias and its norm where sizes change). The last two stages halve the size, as for classification, where MedicalNet's dilate for segmentation; the weights are the same.
 pub(super) struct ResNet {
     weights: Weights,
     grey: bool,
@@ -112,7 +112,7 @@ impl Block {
 
 impl Rival for ResNet {
     fn forward(&self, volumes: &Tensor, train: bool) -> Result<Tensor, TchError> {
-        let x = self.stem.apply(&image(volumes, self.grey)?, train)?.f_relu()?;
+        let x = self.stem.apply(&image(volumes, self.grey, enlarged)?, train)?.f_relu()?;
         let mut x = x.f_max_pool3d([3; 3], [2; 3], [1; 3], [1; 3], false)?;
         for block in &self.blocks {
             x = block.apply(&x, train)?;

@@ -3,6 +3,7 @@ mod pretrained;
 
 use std::path::PathBuf;
 
+use firmware_config::Normalize;
 use tch::Kind;
 
 use super::slice_cnn::neighbours;
@@ -47,7 +48,7 @@ fn small(method: Method) -> Box<dyn Rival> {
         channels,
         depth,
     };
-    let stages = &[stage(true, 1, 8, 2), stage(true, 4, 12, 1), stage(false, 4, 16, 2)];
+    let stages = &[stage(true, 1, 8, 2), stage(true, 4, 16, 1), stage(false, 4, 24, 2)];
     let cnn = efficientnet::Sizes { first: 8, stages, features: 32 };
     match method {
         Method::DenseNet121 => Box::new(DenseNet::new(maker(), &dense, 1, true).unwrap()),
@@ -55,11 +56,12 @@ fn small(method: Method) -> Box<dyn Rival> {
         Method::ResNet50 => Box::new(ResNet::new(maker(), &resnet(true), 1, true).unwrap()),
         Method::SliceCnn => Box::new(SliceCnn::new(maker(), &cnn, 1, true).unwrap()),
         Method::Mst => Box::new(Mst::new(maker(), &backbone(), [28, 28], 1, 4).unwrap()),
+        Method::Voco => Box::new(Voco::new(maker(), 12, 1, true, &Normalize::None).unwrap()),
     }
 }
 
-const NETWORKS: [Method; 5] =
-    [Method::DenseNet121, Method::ResNet18, Method::ResNet50, Method::SliceCnn, Method::Mst];
+const NETWORKS: [Method; 6] =
+    [Method::DenseNet121, Method::ResNet18, Method::ResNet50, Method::SliceCnn, Method::Mst, Method::Voco];
 
 fn values(count: usize, seed: u64) -> Vec<f32> {
     let mut rng = generator(seed, Purpose::Init, 9, 9);
@@ -117,6 +119,53 @@ fn resnet(depths: [usize; 4], bottleneck: bool) -> usize {
     sum + channels + 1
 }
 
+/// Weights of a Swin UNETR of the second version with so many channels after its embedding, for one channel: of the encoder, which
+/// VoCo's files without labels hold, and of the decoder.
+fn swin_unetr(width: usize) -> [usize; 2] {
+    let residual = |input: usize, output: usize| {
+        27 * output * (input + output) + if input == output { 0 } else { input * output }
+    };
+    let mut encoder = 8 * width + width;
+    for (stage, heads) in [3, 6, 12, 24].into_iter().enumerate() {
+        let d = width << stage;
+        let block = 4 * d + 13usize.pow(3) * heads + 4 * (d * d + d) + 8 * d * d + 5 * d;
+        encoder += residual(d, d) + 2 * block + 16 * d + 16 * d * d;
+    }
+    encoder +=
+        residual(1, width) + [1, 2, 4, 16].map(|n| residual(n * width, n * width)).iter().sum::<usize>();
+    let up = |input: usize, output: usize| 8 * input * output + residual(2 * output, output);
+    let decoder = [[16, 8], [8, 4], [4, 2], [2, 1], [1, 1]].map(|[a, b]| up(a * width, b * width));
+    [encoder, decoder.iter().sum()]
+}
+
+#[test]
+fn vocos_networks_have_the_published_sizes() {
+    // As MONAI counts them; published as 53 M (B, the encoder), 72 M (B) and 290 M (L).
+    assert_eq!(swin_unetr(48), [53_164_146, 19_597_824]);
+    assert_eq!(swin_unetr(96), [211_999_362, 78_391_296]);
+    let mut task = task(TASK);
+    for labels in 1..=2 {
+        let built = build(Method::Voco, &task, None, None, Device::Cpu).unwrap();
+        let all: usize = swin_unetr(48).iter().sum();
+        assert_eq!(built.weights().count(), all + labels * 49);
+        let shape = tch::no_grad(|| built.forward(&volumes(1, 3), false).unwrap().size());
+        assert_eq!(shape, [1, labels as i64]);
+        task.labels.push("dark".into());
+    }
+}
+
+#[test]
+fn vocos_network_sees_what_the_window_gave() {
+    let normalize = Normalize::Channels { mean: [0.5, 0.4, 0.3], std: [0.2, 0.25, 0.5] };
+    let new = |normalize| Voco::new(maker(), 12, 1, true, normalize).unwrap();
+    let grey = volumes(1, 3).narrow(2, 0, 1).expand([-1, -1, 3, -1, -1], false);
+    let (mean, std) = normalize.mean_std();
+    let [mean, std] = [mean, std].map(|each| Tensor::from_slice(&each).view([3, 1, 1]));
+    let given = |network: Voco, volume: &Tensor| tch::no_grad(|| network.forward(volume, false).unwrap());
+    let expected = given(new(&Normalize::None), &grey);
+    assert!(off(&given(new(&normalize), &((&grey - mean) / std)), &expected) < 1e-5);
+}
+
 #[test]
 fn networks_have_the_published_sizes_and_give_a_logit_a_label() {
     let one = task(TASK);
@@ -128,7 +177,7 @@ fn networks_have_the_published_sizes_and_give_a_logit_a_label() {
         (Method::ResNet50, [resnet([3, 4, 6, 3], true), 46_157_121]),
         (Method::SliceCnn, [20_177_488 + 4_726_784 + 131_328 + 257, 25_035_857]),
     ] {
-        let built = build(method, &one, None, Device::Cpu).unwrap();
+        let built = build(method, &one, None, None, Device::Cpu).unwrap();
         assert_eq!([built.weights().count(); 2], expected, "{}", method.name());
         let found = |volumes: &Tensor, rival: &dyn Rival| {
             tch::no_grad(|| rival.forward(volumes, false).unwrap().size())
@@ -136,14 +185,14 @@ fn networks_have_the_published_sizes_and_give_a_logit_a_label() {
         assert_eq!(found(&volumes(1, 3), built.as_ref()), [1, 1], "{}", method.name());
         drop(built);
         // Two more channels in a 7³ stem, and another row in the head.
-        let built = build(method, &two, None, Device::Cpu).unwrap();
+        let built = build(method, &two, None, None, Device::Cpu).unwrap();
         let stem = if method == Method::SliceCnn { 0 } else { 2 * 64 * 343 };
         let row = built.weights().named().last().unwrap().1.numel() / 2;
         let head = built.weights().named().iter().rev().nth(1).unwrap().1.numel() / 2;
         assert_eq!(built.weights().count(), expected[1] + stem + head + row, "{}", method.name());
         assert_eq!(found(&volumes(2, 1), built.as_ref()), [2, 2], "{}", method.name());
     }
-    let features = build(Method::SliceCnn, &one, None, Device::Cpu).unwrap();
+    let features = build(Method::SliceCnn, &one, None, None, Device::Cpu).unwrap();
     let features = features.weights().named().iter().filter(|(name, _)| name.starts_with("features."));
     assert_eq!(features.map(|(_, tensor)| tensor.numel()).sum::<usize>(), 20_177_488);
 }
@@ -151,7 +200,7 @@ fn networks_have_the_published_sizes_and_give_a_logit_a_label() {
 #[test]
 fn an_mst_is_the_backbone_and_one_layer() {
     let (task, backbone) = (task(TASK), backbone());
-    let built = build(Method::Mst, &task, Some(&backbone), Device::Cpu).unwrap();
+    let built = build(Method::Mst, &task, Some(&backbone), None, Device::Cpu).unwrap();
     let d = backbone.arch.dim;
     // CLS, attention, two layers, three norms and the head.
     let layer = d + 4 * (d * d + d) + 2 * (d * d + d) + 6 * d + d + 1;
@@ -268,14 +317,16 @@ fn a_thin_volume_is_resampled_and_that_is_told() {
     assert_eq!(enlarged([5, 224, 224]), Some([32, 224, 224]));
     assert_eq!(enlarged([40, 28, 31]), Some([40, 32, 32]));
     assert_eq!(enlarged([32, 32, 32]), None);
+    assert_eq!(rounded_up([40, 224, 250]), Some([64, 224, 256]));
+    assert_eq!(rounded_up([32, 224, 64]), None);
     for method in NETWORKS {
-        let thin = matches!(method, Method::DenseNet121 | Method::ResNet18 | Method::ResNet50);
+        let thin = !matches!(method, Method::SliceCnn | Method::Mst);
         let expected = thin.then_some([32, 224, 224]);
         assert_eq!(small(method).resampled([5, 224, 224]), expected, "{}", method.name());
     }
     let ramp =
         Tensor::arange(4, (Kind::Float, Device::Cpu)).view([1, 4, 1, 1, 1]).expand([1, 4, 3, 33, 40], false);
-    let grey = image::image(&ramp, true).unwrap();
+    let grey = image::image(&ramp, true, enlarged).unwrap();
     assert_eq!(grey.size(), [1, 1, 32, 33, 40]);
     let along = Vec::<f32>::try_from(grey.select(4, 7).select(3, 7).flatten(0, -1)).unwrap();
     assert!(
@@ -284,13 +335,13 @@ fn a_thin_volume_is_resampled_and_that_is_told() {
             && (along[31] - 3.0).abs() < 1e-6
             && (along[16] - 1.5625).abs() < 1e-6
     );
-    assert_eq!(image::image(&ramp, false).unwrap().size(), [1, 3, 32, 33, 40]);
+    assert_eq!(image::image(&ramp, false, enlarged).unwrap().size(), [1, 3, 32, 33, 40]);
 }
 
 #[test]
 fn one_value_a_channel_does_not_spoil_a_batch_norm() {
     // A single volume of 32³ voxels is one voxel in the last stage.
-    for method in [Method::DenseNet121, Method::ResNet18] {
+    for method in [Method::DenseNet121, Method::ResNet18, Method::Voco] {
         let rival = small(method);
         let volume = volumes(1, 3);
         let (_, gradients) = rival.gradients(&volume, &|logits| logits.f_sum(Kind::Float)).unwrap();
@@ -304,7 +355,7 @@ fn one_value_a_channel_does_not_spoil_a_batch_norm() {
 fn what_cannot_be_compared_is_told_in_a_sentence() {
     let plain = task(TASK);
     let told = |method: Method, task: &Task, backbone: Option<&Backbone>| {
-        let error = build(method, task, backbone, Device::Cpu).err().unwrap();
+        let error = build(method, task, backbone, None, Device::Cpu).err().unwrap();
         assert!(error.is_bad_input());
         error.to_string()
     };

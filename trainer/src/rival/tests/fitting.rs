@@ -42,7 +42,8 @@ fn step<'a>(
 #[test]
 fn every_network_learns_a_few_volumes_by_heart() {
     let (task, examples) = (task(TASK), examples());
-    for method in NETWORKS {
+    // VoCo's takes a second for a step; its gradients are compared with MONAI's.
+    for method in NETWORKS.into_iter().filter(|&method| method != Method::Voco) {
         let rival = small(method);
         let named = rival.weights().named().iter();
         let mut optimiser =
