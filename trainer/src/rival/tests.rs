@@ -1,4 +1,5 @@
 mod fitting;
+mod parity;
 mod pretrained;
 
 use std::path::PathBuf;
