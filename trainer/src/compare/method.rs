@@ -53,7 +53,7 @@ pub(super) enum Kind {
 
 impl Base {
     /// All, in the order of the table.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::AnyMc3d,
         Self::LoraMean,
         Self::LoraMedian,

@@ -118,6 +118,8 @@ fn options<'a>(method: Method, task: &'a Task, cache: &'a Cache<'a>, lr: f64) ->
 type Found = (Vec<crate::fit::Epoch>, usize, Vec<predict::Row>);
 
 fn found(rival: &dyn Rival, fitted: Fitted, cache: &Cache<'_>) -> Found {
+    // As many threads as the fit had, since sums depend on them.
+    tch::set_num_threads(1);
     let history = fitted.history.into_iter().map(|epoch| crate::fit::Epoch { seconds: 0.0, ..epoch });
     let samples = cache.table().samples.iter().enumerate();
     let rows = samples.filter(|(_, sample)| sample.split != Split::Train).map(|(index, _)| {
