@@ -1,5 +1,6 @@
 mod compare;
 mod evaluate;
+mod import;
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use trainer::precision::Precision;
 use trainer::predict;
 use trainer::run::Run;
 use trainer::task::Task;
-use trainer::{Error, device, import, report};
+use trainer::{Error, device, report, vlm3d};
 
 /// Fits task plugins for 3D medical image classification on a frozen 2D vision backbone, and exports them.
 ///
@@ -40,7 +41,7 @@ enum Command {
     Evaluate(evaluate::Evaluate),
     Report(Report),
     Phantom(Phantom),
-    Import(Import),
+    Import(import::Import),
 }
 
 /// Fit a task's LoRA factors, query and head.
@@ -173,6 +174,9 @@ struct Predict {
     /// File to write [default: standard output]
     #[arg(long, value_name = "CSV")]
     out: Option<PathBuf>,
+    /// Also write the submission of the VLM3D challenge, results.json; the task must have its 18 labels, in any order
+    #[arg(long, value_name = "JSON")]
+    vlm3d: Option<PathBuf>,
     /// Go on without scans that cannot be read, telling of each; they get no row [default: as the run's task says]
     #[arg(long)]
     skip_unreadable: bool,
@@ -234,23 +238,6 @@ struct Phantom {
     threads: Option<usize>,
 }
 
-/// Make scans and a data table of a MedMNIST 3D file.
-///
-/// Writes images/ (NIfTI), data.csv and a task.toml ready for `fit`. The file says nothing of geometry: voxels are taken as
-/// isotropic, 1 mm, and left and right mean nothing.
-#[derive(Args)]
-struct Import {
-    /// The data set: train_images, train_labels, val_… and test_… as MedMNIST has them
-    #[arg(value_name = "NPZ")]
-    file: PathBuf,
-    /// Folder to write
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    /// Names of the label columns, separated by commas [default: label, or label_0 …, or class_0 … for several classes]
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
-    labels: Vec<String>,
-}
-
 #[derive(Args)]
 struct Machine {
     /// cpu, cuda or cuda:N; cuda takes libtorch_cuda.so of the PyTorch that python3 finds, or of SCANSIDE_TORCH_CUDA
@@ -299,7 +286,7 @@ fn run(command: Command) -> Result<()> {
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Report(args) => run_report(args),
         Command::Phantom(args) => run_phantom(&args),
-        Command::Import(args) => run_import(&args),
+        Command::Import(args) => import::run(&args),
     }
 }
 
@@ -416,6 +403,9 @@ fn run_predict(args: &Predict) -> Result<()> {
     let mut task = run.settings().task.clone();
     task.train.skip_unreadable |= args.skip_unreadable;
     let task = &task;
+    if args.vlm3d.is_some() {
+        vlm3d::columns(task)?;
+    }
     let table = Table::read(&args.data, task, true)?;
     let backbone = run.backbone(args.moved.backbone.as_deref())?;
     let network = run.network(&backbone, device)?;
@@ -430,12 +420,20 @@ fn run_predict(args: &Predict) -> Result<()> {
         threads(args.machine.threads),
         true,
     )?;
-    let csv = predict::csv(&table, task, &rows, run.temperature()?)?;
+    let temperature = run.temperature()?;
+    if let Some(path) = &args.vlm3d {
+        write_file(path, &vlm3d::submission(&table, task, &rows, temperature)?)?;
+    }
+    let csv = predict::csv(&table, task, &rows, temperature)?;
     match &args.out {
-        Some(path) => runtime::files::write_atomically(path, &csv)
-            .map_err(|source| Error::Io { path: path.clone(), source }.into()),
+        Some(path) => write_file(path, &csv),
         None => print(&String::from_utf8_lossy(&csv)),
     }
+}
+
+fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    runtime::files::write_atomically(path, bytes)
+        .map_err(|source| Error::Io { path: path.into(), source }.into())
 }
 
 fn run_report(args: Report) -> Result<()> {
@@ -452,9 +450,9 @@ fn run_report(args: Report) -> Result<()> {
     print(&format!("{}\n", args.out.display()))
 }
 
-fn run_import(args: &Import) -> Result<()> {
-    let made = import::medmnist(&args.file, &args.out, &args.labels)?;
-    print(&format!("{}: {} volumes; labels {}\n", args.out.display(), made.volumes, made.labels.join(", ")))
+fn progress_bar(what: &str) -> Result<indicatif::ProgressBar> {
+    let template = format!("{{bar:30}} {{pos}}/{{len}} {what}, {{eta}} left");
+    Ok(indicatif::ProgressBar::new(0).with_style(indicatif::ProgressStyle::with_template(&template)?))
 }
 
 fn run_phantom(args: &Phantom) -> Result<()> {
@@ -467,9 +465,7 @@ fn run_phantom(args: &Phantom) -> Result<()> {
 fn make_phantoms(args: &Phantom, suite: &str, out: &Path) -> Result<()> {
     let mut suite = Suite::load(suite)?;
     suite.counts = args.counts.unwrap_or(suite.counts);
-    let bar = indicatif::ProgressBar::new(0);
-    let style = indicatif::ProgressStyle::with_template("{bar:30} {pos}/{len} volumes, {eta} left")?;
-    bar.set_style(style);
+    let bar = progress_bar("volumes")?;
     let progress = |done: usize, of: usize| {
         bar.set_length(of as u64);
         bar.set_position(done as u64);

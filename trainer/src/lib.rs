@@ -35,6 +35,7 @@ pub mod rival;
 pub mod run;
 pub mod task;
 pub mod tensorboard;
+pub mod vlm3d;
 pub mod workers;
 
 pub use error::Error;
