@@ -9,9 +9,9 @@ use super::{print, progress_bar};
 
 /// Make tasks of a public data set: task.toml and data.csv in a folder, ready for `fit` and `compare --suite`.
 ///
-/// Data sets: rsna-abdominal (a suite of an organ each), panorama, luna16, lidc, ct-rate, cq500, each with its folder as its makers lay it
-/// out, and medmnist with an .npz file, which may be given alone. Scans stay where they are; crops, masks and arrays are written as NIfTI.
-/// Patients are never in two splits. What was chosen stands in docs/datasets.md.
+/// Data sets: rsna-abdominal (a suite, one task an organ), panorama, luna16, lidc, ct-rate, cq500, each with its folder as its makers lay
+/// it out, and medmnist with an .npz file, which may be given alone. Scans stay where they are; crops, masks and arrays are written as
+/// NIfTI. Rows of one patient are in one split, where the set says whose they are. docs/datasets.md has what was chosen.
 #[derive(Args)]
 pub(super) struct Import {
     /// The data set, or a MedMNIST 3D file

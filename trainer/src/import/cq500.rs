@@ -65,8 +65,8 @@ pub(super) fn import(root: &Path, out: &Path, progress: &dyn Fn(usize, usize)) -
         let patient = Some(id.to_owned());
         rows.push(Row { id: id.into(), patient, split, image, mask: None, targets: found, extra });
     }
-    let made = write(root, out, TASK, &OTHERS, &rows)?;
-    let notes = [missing, unfit].into_iter().filter_map(LeftOut::note).collect();
+    let notes: Vec<String> = [missing, unfit].into_iter().filter_map(LeftOut::note).collect();
+    let made = write(root, out, TASK, &OTHERS, &rows, &notes)?;
     Ok(Imported { tasks: vec![made], notes })
 }
 

@@ -56,8 +56,8 @@ pub(super) fn import(root: &Path, out: &Path) -> Result<Imported, Error> {
             });
         }
     }
-    let made = write(&root, out, TASK, &[], &rows)?;
     notes.extend(missing.note());
+    let made = write(&root, out, TASK, &[], &rows, &notes)?;
     Ok(Imported { tasks: vec![made], notes })
 }
 

@@ -64,16 +64,18 @@ impl fmt::Display for Made {
 }
 
 /// Writes `task.toml` (the text `task`, whose labels name the targets) and `data.csv`, which also gets the columns `extra`. `from` is
-/// the data set, for messages.
+/// the data set and `notes` what was left out, for messages.
 pub(super) fn write(
     from: &Path,
     folder: &Path,
     task: &str,
     extra: &[&str],
     rows: &[Row],
+    notes: &[String],
 ) -> Result<Made, Error> {
     if rows.is_empty() {
-        return Err(wrong(from, "not one of its scans is there, expected at least one"));
+        let why = if notes.is_empty() { "its tables have no rows".to_owned() } else { notes.join("; ") };
+        return Err(wrong(from, format!("not one of its scans can be taken ({why}), expected at least one")));
     }
     let labels = checked(from, task)?.labels;
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;

@@ -73,8 +73,9 @@ pub(super) fn import(root: &Path, out: &Path, progress: &dyn Fn(usize, usize)) -
             }
         }
     }
-    let made = write(root, out, TASK, &["malignancy", "readers"], &rows)?;
-    let notes = [missing, unread, few, undecided].into_iter().filter_map(LeftOut::note).collect();
+    let notes: Vec<String> =
+        [missing, unread, few, undecided].into_iter().filter_map(LeftOut::note).collect();
+    let made = write(root, out, TASK, &["malignancy", "readers"], &rows, &notes)?;
     Ok(Imported { tasks: vec![made], notes })
 }
 

@@ -64,8 +64,9 @@ pub(super) fn import(root: &Path, out: &Path, progress: &dyn Fn(usize, usize)) -
             rows.push(Row { id, patient, split, image, mask: None, targets, extra: Vec::new() });
         }
     }
-    let made = write(root, out, TASK, &[], &rows)?;
-    Ok(Imported { tasks: vec![made], notes: missing.note().into_iter().collect() })
+    let notes: Vec<String> = missing.note().into_iter().collect();
+    let made = write(root, out, TASK, &[], &rows, &notes)?;
+    Ok(Imported { tasks: vec![made], notes })
 }
 
 /// UID and split of `subsetN/UID.mhd`.

@@ -70,7 +70,7 @@ pub(super) fn import(npz: &Path, out: &Path, names: &[String]) -> Result<Importe
             rows.push(Row { id, patient: None, split, image, mask: None, targets, extra: Vec::new() });
         }
     }
-    let made = folder::write(npz, out, &text, &[], &rows)?;
+    let made = folder::write(npz, out, &text, &[], &rows, &[])?;
     Ok(Imported { tasks: vec![made], notes: Vec::new() })
 }
 

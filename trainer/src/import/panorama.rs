@@ -58,8 +58,8 @@ pub(super) fn import(root: &Path, out: &Path, progress: &dyn Fn(usize, usize)) -
             extra: vec![name(mask.parent().unwrap_or(mask))],
         });
     }
-    let made = write(root, out, TASK, &["annotation"], &rows)?;
-    let notes = [missing, unlabelled, unread].into_iter().filter_map(LeftOut::note).collect();
+    let notes: Vec<String> = [missing, unlabelled, unread].into_iter().filter_map(LeftOut::note).collect();
+    let made = write(root, out, TASK, &["annotation"], &rows, &notes)?;
     Ok(Imported { tasks: vec![made], notes })
 }
 

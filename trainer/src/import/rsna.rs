@@ -55,6 +55,7 @@ pub(super) fn import(root: &Path, out: &Path) -> Result<Imported, Error> {
             unknown.add(format!("{}/{}", one.patient, one.name));
         }
     }
+    let notes: Vec<String> = [missing, bare, unknown].into_iter().filter_map(LeftOut::note).collect();
     let mut tasks = Vec::new();
     for (index, (organ, _)) in ORGANS.into_iter().enumerate() {
         let row = |one: &&Series| Row {
@@ -68,9 +69,8 @@ pub(super) fn import(root: &Path, out: &Path) -> Result<Imported, Error> {
         };
         let rows: Vec<Row> = known.iter().map(row).collect();
         let task = TASK.replace("ORGAN", organ);
-        tasks.push(write(root, &out.join(organ), &task, &["aortic_hu", "incomplete_organ"], &rows)?);
+        tasks.push(write(root, &out.join(organ), &task, &["aortic_hu", "incomplete_organ"], &rows, &notes)?);
     }
-    let notes = [missing, bare, unknown].into_iter().filter_map(LeftOut::note).collect();
     Ok(Imported { tasks, notes })
 }
 

@@ -88,5 +88,5 @@ fn rsna_abdominal_becomes_a_suite_of_organs() {
     std::fs::remove_dir_all(place.root().join("train_images")).unwrap();
     assert!(place.refused("rsna-abdominal").contains("it has no train_images"));
     std::fs::create_dir(place.root().join("train_images")).unwrap();
-    assert!(place.refused("rsna-abdominal").contains("not one of its scans is there"));
+    assert!(place.refused("rsna-abdominal").contains("not one of its scans can be taken (series of train_series_meta.csv that are not in train_images: 4 left out"));
 }
