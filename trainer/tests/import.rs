@@ -27,6 +27,9 @@ fn a_medmnist_file_is_imported_and_fitted() {
 
     let told = succeed(&["import", &path("tinymnist3d.npz"), "--out", &path("data"), "--labels", "bright"]);
     assert!(told.contains("8 volumes; labels bright\n  train: 4 volumes; positive bright 2\n"), "{told}");
+    succeed(&["import", "medmnist", &path("tinymnist3d.npz"), "--out", &path("named"), "--labels", "bright"]);
+    let table = |folder: &str| std::fs::read(path(&format!("{folder}/data.csv"))).unwrap();
+    assert_eq!(table("named"), table("data"));
     let task = std::fs::read_to_string(path("data/task.toml")).unwrap();
     assert!(task.contains("size = [112, 112]"), "{task}");
     let small = format!("{}\n[train]\nepochs = 1\n", task.replace("112", "28"));
