@@ -5,6 +5,7 @@
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
 
 /// What a generator is for; different purposes draw independently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +48,38 @@ pub fn permutation(n: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
     let mut keyed: Vec<(u64, usize)> = (0..n).map(|i| (rng.next_u64(), i)).collect();
     keyed.sort_unstable();
     keyed.into_iter().map(|(_, i)| i).collect()
+}
+
+/// How the initial values of a parameter are drawn.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Draw {
+    /// The same everywhere.
+    Fill(f32),
+    /// Uniform between minus and plus this.
+    Uniform(f64),
+    /// Normal around zero with this standard deviation.
+    Normal(f64),
+    /// The same, drawn again beyond two standard deviations.
+    NormalWithinTwo(f64),
+}
+
+impl Draw {
+    /// So many values.
+    pub(crate) fn values(self, count: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
+        let normal = |rng: &mut ChaCha8Rng| -> f32 { StandardNormal.sample(rng) };
+        let mut value = || match self {
+            Self::Fill(value) => value,
+            Self::Uniform(bound) => (2.0 * unit(rng) - 1.0) * bound as f32,
+            Self::Normal(deviation) => normal(rng) * deviation as f32,
+            Self::NormalWithinTwo(deviation) => loop {
+                let x = normal(rng);
+                if x.abs() <= 2.0 {
+                    break x * deviation as f32;
+                }
+            },
+        };
+        (0..count).map(|_| value()).collect()
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use runtime::backbone::Arch;
 use tch::{Device, TchError, Tensor};
 
 use super::parameters::{Parameters, leaf};
-use crate::random::{Purpose, generator, unit};
+use crate::random::{Draw, Purpose, generator};
 
 /// What the names of a decoder's parameters begin with.
 pub(crate) const PREFIX: &str = "decoder.";
@@ -42,10 +42,11 @@ impl Parameters {
         for (name, dims, fan_in) in shapes(arch.dim, width) {
             let mut rng = generator(seed, Purpose::Init, 0, self.named.len() as u64);
             let bound = 1.0 / (fan_in as f32).sqrt();
-            let values: Vec<f32> = match name {
-                "voxel.bias" => vec![-((1.0 - PRIOR) / PRIOR).ln()],
-                _ => (0..dims.iter().product()).map(|_| (2.0 * unit(&mut rng) - 1.0) * bound).collect(),
+            let draw = match name {
+                "voxel.bias" => Draw::Fill(-((1.0 - PRIOR) / PRIOR).ln()),
+                _ => Draw::Uniform(bound.into()),
             };
+            let values = draw.values(dims.iter().product(), &mut rng);
             self.named.push((format!("{PREFIX}{name}"), leaf(&dims, &values, device)?));
         }
         Ok(self)
@@ -81,7 +82,7 @@ mod tests {
 
     fn tokens(slices: usize, n: usize, dim: usize) -> Tensor {
         let mut rng = generator(2, Purpose::Init, 7, 7);
-        let values: Vec<f32> = (0..slices * n * dim).map(|_| 2.0 * unit(&mut rng) - 1.0).collect();
+        let values = Draw::Uniform(1.0).values(slices * n * dim, &mut rng);
         Tensor::from_slice(&values).view([slices as i64, n as i64, dim as i64])
     }
 

@@ -1,15 +1,14 @@
 use firmware_config::{AttentionLora, LoraSpec};
-use rand_distr::{Distribution, StandardNormal};
 use runtime::backbone::{Arch, Tensor as Stored, Tensors};
 use runtime::plugin::expected_content;
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::Pooling;
 use super::decoder::PREFIX;
-use crate::random::{Purpose, generator, unit};
+use crate::random::{Draw, Purpose, generator};
 
 /// Standard deviation of the query's initial values, which are drawn again beyond two of it.
-const QUERY_STD: f32 = 0.02;
+const QUERY_STD: f64 = 0.02;
 
 /// The two parameter groups, which have their own learning rate and weight decay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,14 +51,13 @@ impl Parameters {
                 let len = dims.iter().product();
                 let fan_in: usize = if name == "head.bias" { arch.dim } else { dims[1..].iter().product() };
                 let bound = 1.0 / (fan_in as f32).sqrt();
-                let values: Vec<f32> = match name.as_str() {
-                    name if name.ends_with("query") => {
-                        (0..len).map(|_| QUERY_STD * normal_within_two(&mut rng)).collect()
-                    }
-                    name if name.strip_suffix(".B").is_some() => vec![0.0; len],
-                    _ => (0..len).map(|_| (2.0 * unit(&mut rng) - 1.0) * bound).collect(),
+                let draw = match name.as_str() {
+                    name if name.ends_with("query") => Draw::NormalWithinTwo(QUERY_STD),
+                    name if name.strip_suffix(".B").is_some() => Draw::Fill(0.0),
+                    _ => Draw::Uniform(bound.into()),
                 };
-                Ok((name, leaf(&dims, &values, device)?))
+                let leaf = leaf(&dims, &draw.values(len, &mut rng), device)?;
+                Ok((name, leaf))
             })
             .collect::<Result<_, TchError>>()?;
         Ok(Self { lora: lora.clone(), views: owned(views), pooling: Pooling::Query, named })
@@ -303,15 +301,6 @@ impl Factors {
             patch: self.patch.as_ref().map(pair).transpose()?,
             blocks: self.blocks.iter().map(block).collect::<Result<_, TchError>>()?,
         })
-    }
-}
-
-pub(super) fn normal_within_two(rng: &mut rand_chacha::ChaCha8Rng) -> f32 {
-    loop {
-        let x: f32 = StandardNormal.sample(rng);
-        if x.abs() <= 2.0 {
-            return x;
-        }
     }
 }
 

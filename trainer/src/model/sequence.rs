@@ -1,39 +1,29 @@
 //! Pooling by networks that see the slices as a sequence or a set, to compare the query with: an LSTM and a Transformer layer. A fit
 //! has their parameters, a plugin does not.
 
-use rand_chacha::ChaCha8Rng;
 use runtime::backbone::Arch;
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::Pooling;
 use super::layers::probabilities;
-use super::parameters::{Parameters, leaf, normal_within_two};
-use crate::random::{Purpose, generator, unit};
+use super::parameters::{Parameters, leaf};
+use crate::random::{Draw, Purpose, generator};
 
 /// What the names of the parameters begin with.
 pub(crate) const PREFIX: &str = "pooling.";
 
 /// Standard deviation of the Transformer's CLS token at the start.
-const CLS_STD: f32 = 0.02;
-
-/// How values are drawn at the start.
-#[derive(Clone, Copy)]
-enum Start {
-    /// Uniform in ± this.
-    Uniform(f32),
-    Normal(f32),
-    Constant(f32),
-}
+const CLS_STD: f64 = 0.02;
 
 /// Names, shapes and initial values of what `pooling` has besides a query, for embeddings of width `dim`. Both as PyTorch's modules
 /// have them: `nn.LSTM` uniform in ±1/√hidden, `nn.MultiheadAttention`'s projection Xavier-uniform with zero biases, `nn.Linear`
 /// uniform in ±1/√fan-in.
-fn shapes(pooling: Pooling, dim: usize) -> Vec<(String, Vec<usize>, Start)> {
+fn shapes(pooling: Pooling, dim: usize) -> Vec<(String, Vec<usize>, Draw)> {
     match pooling {
         Pooling::Query | Pooling::Mean | Pooling::Median | Pooling::ThreePlanes => Vec::new(),
         Pooling::Lstm => {
             let hidden = dim.div_ceil(2);
-            let bound = Start::Uniform(1.0 / (hidden as f32).sqrt());
+            let bound = Draw::Uniform((1.0 / (hidden as f32).sqrt()).into());
             let direction = |name: &str| {
                 let of = |part: &str, dims: &[usize]| (format!("{name}.{part}"), dims.to_vec(), bound);
                 [
@@ -46,12 +36,12 @@ fn shapes(pooling: Pooling, dim: usize) -> Vec<(String, Vec<usize>, Start)> {
             [direction("forward"), direction("backward")].concat()
         }
         Pooling::Transformer => {
-            let bound = Start::Uniform(1.0 / (dim as f32).sqrt());
-            let xavier = Start::Uniform((6.0 / (4 * dim) as f32).sqrt());
-            let (zero, one) = (Start::Constant(0.0), Start::Constant(1.0));
-            let of = |name: &str, dims: &[usize], start| (name.to_owned(), dims.to_vec(), start);
+            let bound = Draw::Uniform((1.0 / (dim as f32).sqrt()).into());
+            let xavier = Draw::Uniform((6.0 / (4 * dim) as f32).sqrt().into());
+            let (zero, one) = (Draw::Fill(0.0), Draw::Fill(1.0));
+            let of = |name: &str, dims: &[usize], start: Draw| (name.to_owned(), dims.to_vec(), start);
             vec![
-                of("cls", &[dim], Start::Normal(CLS_STD)),
+                of("cls", &[dim], Draw::NormalWithinTwo(CLS_STD)),
                 of("norm1.weight", &[dim], one),
                 of("norm1.bias", &[dim], zero),
                 of("qkv.weight", &[3 * dim, dim], xavier),
@@ -89,14 +79,9 @@ impl Parameters {
         device: Device,
     ) -> Result<Self, TchError> {
         self.named.retain(|(name, _)| pooling == Pooling::Query || !name.ends_with("query"));
-        for (index, (name, dims, start)) in shapes(pooling, arch.dim).into_iter().enumerate() {
+        for (index, (name, dims, draw)) in shapes(pooling, arch.dim).into_iter().enumerate() {
             let mut rng = generator(seed, Purpose::Init, 1, index as u64);
-            let draw = |rng: &mut ChaCha8Rng| match start {
-                Start::Uniform(bound) => (2.0 * unit(rng) - 1.0) * bound,
-                Start::Normal(deviation) => deviation * normal_within_two(rng),
-                Start::Constant(value) => value,
-            };
-            let values: Vec<f32> = (0..dims.iter().product()).map(|_| draw(&mut rng)).collect();
+            let values = draw.values(dims.iter().product(), &mut rng);
             self.named.push((format!("{PREFIX}{name}"), leaf(&dims, &values, device)?));
         }
         Ok(Self { pooling, ..self })

@@ -2,8 +2,9 @@ use tch::{TchError, Tensor};
 
 use super::image::{enlarged, image};
 use super::layers::{BatchNorm, Conv, Kernel, Linear, pooled};
-use super::weights::{Draw, Maker};
+use super::weights::Maker;
 use super::{Rival, Weights};
+use crate::random::Draw;
 
 const EPS: f64 = 1e-5;
 

@@ -2,7 +2,8 @@
 
 use tch::{TchError, Tensor};
 
-use super::weights::{Draw, Maker};
+use super::weights::Maker;
+use crate::random::Draw;
 
 /// A convolution with cubic kernels; the number of axes is that of its weight.
 pub(super) struct Conv {

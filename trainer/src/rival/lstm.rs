@@ -1,7 +1,8 @@
 use tch::{TchError, Tensor};
 
-use super::weights::{Draw, Maker};
+use super::weights::Maker;
 use crate::model::sequence::bidirectional;
+use crate::random::Draw;
 
 /// A bidirectional LSTM of several layers (Hochreiter and Schmidhuber 1997), as PyTorch's.
 pub(super) struct Lstm {

@@ -2,10 +2,11 @@ use runtime::backbone::Backbone;
 use tch::{Kind, TchError, Tensor};
 
 use super::layers::{LayerNorm, Linear};
-use super::weights::{Draw, Maker};
+use super::weights::Maker;
 use super::{Rival, Weights};
 use crate::Error;
 use crate::model::Encoder;
+use crate::random::Draw;
 
 /// The Medical Slice Transformer (Müller-Franzes et al., arXiv 2411.15802): a ViT of which all weights are fitted gives the CLS of each
 /// slice; one pre-norm Transformer layer with as many units in its ReLU network as CLS has lets them and a learned CLS look at each

@@ -5,7 +5,8 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use super::layers::{Conv, Kernel, LayerNorm, Linear};
 use super::unet::Residual;
-use super::weights::{Draw, Maker};
+use super::weights::Maker;
+use crate::random::Draw;
 
 /// Tokens along an axis of a window.
 const WINDOW: i64 = 7;

@@ -4,7 +4,8 @@
 use tch::{TchError, Tensor};
 
 use super::layers::{Conv, Kernel};
-use super::weights::{Draw, Maker};
+use super::weights::Maker;
+use crate::random::Draw;
 
 const EPS: f64 = 1e-5;
 

@@ -1,8 +1,7 @@
-use rand_distr::{Distribution, StandardNormal};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::model::gradients;
-use crate::random::{Purpose, generator, unit};
+use crate::random::{Draw, Purpose, generator};
 
 /// The tensors of a network that is fitted whole.
 pub struct Weights {
@@ -45,17 +44,6 @@ impl Weights {
     }
 }
 
-/// Initial values.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Draw {
-    /// The same everywhere.
-    Fill(f32),
-    /// Normal around zero with this standard deviation.
-    Normal(f64),
-    /// Uniform between minus and plus this.
-    Uniform(f64),
-}
-
 /// Makes the weights of a network, one after the other; each one's values follow from the seed and its place.
 pub(super) struct Maker {
     weights: Weights,
@@ -76,16 +64,7 @@ impl Maker {
     pub(super) fn leaf(&mut self, name: String, dims: &[i64], draw: Draw) -> Result<Tensor, TchError> {
         let count = dims.iter().product::<i64>() as usize;
         let mut rng = generator(self.seed, Purpose::Init, 0, self.weights.named.len() as u64);
-        let values: Vec<f32> = match draw {
-            Draw::Fill(value) => vec![value; count],
-            Draw::Normal(std) => (0..count)
-                .map(|_| {
-                    let normal: f32 = StandardNormal.sample(&mut rng);
-                    normal * std as f32
-                })
-                .collect(),
-            Draw::Uniform(bound) => (0..count).map(|_| (2.0 * unit(&mut rng) - 1.0) * bound as f32).collect(),
-        };
+        let values = draw.values(count, &mut rng);
         let tensor = Tensor::f_from_slice(&values)?.f_reshape(dims)?.f_to_device(self.device)?;
         let tensor = tensor.f_set_requires_grad(true)?;
         self.adopt(name, &tensor);
