@@ -22,6 +22,7 @@ pub mod graph;
 pub mod infer;
 pub mod ingest;
 pub mod plugin;
+pub mod proc;
 #[cfg(feature = "service")]
 pub mod publish;
 pub mod recipe;

@@ -15,6 +15,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use runtime::backbone::Arch;
+use runtime::proc::memory_at_hand;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
@@ -330,7 +331,7 @@ impl Fit<'_> {
     /// Tells where a fit on the CPU is likely to want more memory than there is; the first training volume stands for all.
     fn warn_of_memory(&self) -> Result<(), Error> {
         let encoder = &self.network.encoder;
-        let (Device::Cpu, Some(available)) = (encoder.device(), memory::available()) else { return Ok(()) };
+        let (Device::Cpu, Some(available)) = (encoder.device(), memory_at_hand()) else { return Ok(()) };
         let mut volumes = self.table.split(Split::Train).into_iter().map(|i| self.cache.get(i));
         let Some(study) = volumes.find_map(Result::transpose).transpose()? else { return Ok(()) };
         let Some(first) = study.views.iter().flatten().max_by_key(|slices| slices.count) else {

@@ -118,16 +118,6 @@ impl Needs {
 
 const MIB: f64 = 1_048_576.0;
 
-/// Memory that could be had without swapping, in bytes, as Linux says it; `None` elsewhere.
-pub fn available() -> Option<u64> {
-    parse(&std::fs::read_to_string("/proc/meminfo").ok()?)
-}
-
-fn parse(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
-}
-
 #[cfg(test)]
 #[allow(clippy::float_cmp, reason = "the numbers are exact by construction")]
 mod tests {
@@ -212,12 +202,5 @@ mod tests {
         assert!(wide.warning(1).unwrap().ends_with("lower train.chunk or --threads"));
         let ahead = needs(10, 1000, 1, &Train { prefetch_mb: 4000, ..train });
         assert!(ahead.warning(1).unwrap().ends_with("lower train.prefetch_mb or train.batch"));
-    }
-
-    #[test]
-    fn what_linux_calls_available_is_read() {
-        let text = "MemTotal:       24689764 kB\nMemFree:          123 kB\nMemAvailable:   23001556 kB\n";
-        assert_eq!(parse(text), Some(23_001_556 * 1024));
-        assert_eq!(parse("MemFree: 1 kB\n"), None);
     }
 }

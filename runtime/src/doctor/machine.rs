@@ -4,6 +4,7 @@ use std::fs;
 
 use super::{Check, shown};
 use crate::engine::default_threads;
+use crate::proc::bytes;
 use crate::service::machine::Temperature;
 
 /// Processors throttle somewhere above, and are then slower than they were measured to be.
@@ -41,10 +42,7 @@ pub(super) fn cpu(isa: &str, cores: usize, threads: Option<u32>) -> Check {
 
 /// `meminfo` as in /proc; `need` is what the tasks of this box take.
 pub(super) fn memory(meminfo: &str, need: Option<u64>) -> Check {
-    let value = |key: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
-        Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.saturating_mul(1024))
-    };
+    let value = |key| bytes(meminfo, key);
     let (Some(total), Some(available)) = (value("MemTotal"), value("MemAvailable")) else {
         let remedy = "see whether /proc is mounted";
         return Check::warn("memory", "Linux does not tell how much there is", remedy);

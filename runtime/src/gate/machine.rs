@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::{Identity, Machine, Memory};
 use crate::engine::isa;
 use crate::infer::BUILD;
+use crate::proc::bytes;
 
 /// The machine that this runs on, and this process.
 #[derive(Debug, Clone, Copy)]
@@ -44,11 +45,7 @@ impl Machine for ThisMachine {
 
 /// `status` as in /proc/self.
 fn memory(status: &str) -> Option<Memory> {
-    let value = |key: &str| {
-        let value = status.lines().find_map(|line| line.strip_prefix(key))?;
-        value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-    };
-    Some(Memory { now: value("VmRSS:")?, peak: value("VmHWM:")? })
+    Some(Memory { now: bytes(status, "VmRSS")?, peak: bytes(status, "VmHWM")? })
 }
 
 /// The processor in /proc/cpuinfo: its name, or on ARM the numbers that stand for one. Of several kinds of cores all.

@@ -1,10 +1,10 @@
 //! How tasks are loaded on a device: each with weights of its own, or on a backbone that they share.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::{fmt, fs};
 
 use firmware_config::device::{Device, Weights};
 
@@ -14,6 +14,7 @@ use crate::backbone::Backbone;
 use crate::engine::{Engine, Mode, Precision, SharedBlocks, SharedLayers, default_threads};
 use crate::graph::{blocks_model, of_view, without_blocks};
 use crate::plugin::Plugin;
+use crate::proc::memory_at_hand;
 
 /// See the module's description.
 ///
@@ -188,28 +189,6 @@ fn choose(running: usize, copies: usize, weights: u64, at_hand: Option<u64>) -> 
     }
 }
 
-/// Bytes that this process may take yet: what Linux says is available, and what its control groups leave; none where neither is told.
-fn memory_at_hand() -> Option<u64> {
-    let meminfo = fs::read_to_string("/proc/meminfo").ok();
-    let available = meminfo.and_then(|text| available(&text));
-    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    // Version 2: one line, with the group's path below the mount.
-    let group = own.lines().find_map(|line| line.strip_prefix("0::/")).map(Path::new);
-    let groups = group.into_iter().flat_map(Path::ancestors);
-    let read = |group: &Path, file: &str| -> Option<u64> {
-        let path = Path::new("/sys/fs/cgroup").join(group).join(file);
-        fs::read_to_string(path).ok()?.trim().parse().ok()
-    };
-    let left = |group: &Path| Some(read(group, "memory.max")?.saturating_sub(read(group, "memory.current")?));
-    groups.filter_map(left).chain(available).min()
-}
-
-/// `meminfo` as in /proc.
-fn available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
 /// A backbone whose packed weights serve any number of tasks.
 pub(crate) struct SharedBackbone {
     path: PathBuf,
@@ -297,7 +276,5 @@ mod tests {
         let (tasks, weights) = (5, 88 * mb);
         let all = (0..tasks).map(|n| choose(5, 5 - n, weights, Some(890 * mb - n as u64 * weights)));
         assert!(all.into_iter().all(|mode| mode == Mode::Merged), "what fitted still fits");
-        assert_eq!(available("MemFree: 1 kB\nMemAvailable:    2 kB\n"), Some(2048));
-        assert!(memory_at_hand().is_none_or(|bytes| bytes > 0));
     }
 }

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use crate::proc::bytes;
+
 /// Where Linux keeps its thermometers.
 pub const THERMAL: &str = "/sys/class/thermal";
 
@@ -51,10 +53,7 @@ fn temperature(zone: &Path) -> Option<Temperature> {
 /// Bytes of memory in use by the process that `status` (see [`STATUS`]) is about. Not from `statm`, whose pages have another
 /// size on some ARM kernels.
 pub fn resident_memory(status: &Path) -> Option<u64> {
-    let text = fs::read_to_string(status).ok()?;
-    let value = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
+    bytes(&fs::read_to_string(status).ok()?, "VmRSS")
 }
 
 #[cfg(test)]
