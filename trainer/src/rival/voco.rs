@@ -1,5 +1,5 @@
 use firmware_config::Normalize;
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 use super::image::{image, rounded_up};
 use super::layers::{Linear, pooled};
@@ -95,6 +95,29 @@ impl Rival for Voco {
 
     fn weights(&self) -> &Weights {
         &self.weights
+    }
+
+    /// Volumes go through one at a time, twice where there are several: without activations to get the loss and its gradient at the
+    /// logits, then with that gradient, which gives the same, as no norm looks at other volumes.
+    fn gradients(
+        &self,
+        volumes: &Tensor,
+        loss: &dyn Fn(&Tensor) -> Result<Tensor, TchError>,
+    ) -> Result<(Tensor, Tensor), TchError> {
+        let parts = volumes.f_split(1, 0)?;
+        if let [one] = parts.as_slice() {
+            let value = loss(&self.forward(one, true)?)?;
+            return Ok((value.f_detach()?, self.weights.gradients(&value, &[])?.0));
+        }
+        let forward = || parts.iter().map(|part| self.forward(part, true)).collect::<Result<Vec<_>, _>>();
+        let logits = Tensor::f_cat(&tch::no_grad(forward)?, 0)?.f_set_requires_grad(true)?;
+        let value = loss(&logits)?;
+        let (mut flat, at_logits) = self.weights.gradients(&value, &[&logits])?;
+        for (part, at) in parts.iter().zip(at_logits[0].f_split(1, 0)?) {
+            let carried = self.forward(part, true)?.f_mul(&at)?.f_sum(Kind::Float)?;
+            let _ = flat.f_add_(&self.weights.gradients(&carried, &[])?.0)?;
+        }
+        Ok((value.f_detach()?, flat))
     }
 
     fn resampled(&self, size: [usize; 3]) -> Option<[usize; 3]> {

@@ -2,6 +2,7 @@ use runtime::backbone::{Tensor as Stored, Tensors};
 use runtime::tensor::safetensors_bytes;
 
 use super::super::pretrained::start_from;
+use super::unetr::swin_unetr;
 use super::*;
 use crate::model::stored;
 
