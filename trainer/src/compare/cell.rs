@@ -15,7 +15,6 @@ use crate::device::peak_bytes;
 use crate::fit::write_json;
 use crate::predict::{self, Row};
 use crate::random::{Purpose, generator, permutation};
-use crate::rival::LEAST;
 use crate::run::{file, open_backbone};
 use crate::task::Task;
 
@@ -124,9 +123,9 @@ pub(super) trait Fitted {
     /// `[C]` of one study.
     fn logits(&self, study: &Study) -> Result<Vec<f32>, Error>;
 
-    /// Whether a study's size does not suit it, and was resampled.
-    fn resamples(&self, _study: &Study) -> bool {
-        false
+    /// The voxels to which it resamples a study whose size does not suit it.
+    fn resampled(&self, _study: &Study) -> Option<[usize; 3]> {
+        None
     }
 }
 
@@ -317,7 +316,7 @@ fn predictions(job: &Job<'_>, model: &dyn Fitted, made: &mut Made) -> Result<(),
     let (task, table) = (&job.task, &job.table);
     let cache =
         Cache::new(table, task, 0).stored_in(Some(&job.slices()))?.skipping(task.train.skip_unreadable);
-    let (mut seconds, mut resampled) = (0.0, 0);
+    let (mut seconds, mut resampled) = (0.0, Vec::new());
     let [mut rows, mut shuffled, mut thinned] = [const { Vec::new() }; 3];
     for split in [Split::Val, Split::Test] {
         for index in table.split(split) {
@@ -325,7 +324,7 @@ fn predictions(job: &Job<'_>, model: &dyn Fitted, made: &mut Made) -> Result<(),
             let started = Instant::now();
             let logits = model.logits(&study)?;
             seconds += started.elapsed().as_secs_f64();
-            resampled += usize::from(model.resamples(&study));
+            resampled.extend(model.resampled(&study));
             rows.push(Row { index, logits, located: None });
             if split == Split::Test {
                 let changed = |change: &dyn Fn(&Slices) -> Slices| {
@@ -347,10 +346,10 @@ fn predictions(job: &Job<'_>, model: &dyn Fitted, made: &mut Made) -> Result<(),
         runtime::files::write_atomically(&path, &csv).map_err(Error::io(&path))?;
     }
     made.seconds_predict = seconds / rows.len().max(1) as f64;
-    if resampled > 0 {
+    if let Some([s, h, w]) = resampled.first() {
         made.notes.push(format!(
-            "{resampled} of {} predicted volumes were resampled, since the network takes {LEAST} voxels along an axis at least, of voco \
-             multiples of it",
+            "{} of {} predicted volumes were resampled, since the network takes no such size, the first of them to {s}×{h}×{w} voxels",
+            resampled.len(),
             rows.len()
         ));
     }

@@ -21,6 +21,10 @@ impl Fitted for Lora {
 pub(super) fn fit(job: &Job<'_>, pooling: Pooling) -> Result<Outcome, Error> {
     let mut task = job.task.clone();
     task.train.pooling = pooling;
+    let mut notes = Vec::new();
+    if pooling == Pooling::ThreePlanes && task.train.pixel.take().is_some() {
+        notes.push("without pixel supervision, since a mask does not lie on its planes".into());
+    }
     let options = job.options;
     let summary = fit::fit(&fit::Options {
         task,
@@ -48,6 +52,6 @@ pub(super) fn fit(job: &Job<'_>, pooling: Pooling) -> Result<Outcome, Error> {
         bytes: 4 * summary.parameters as u64,
         best_epoch: Some(summary.best_epoch),
         seconds: summary.seconds,
-        notes: Vec::new(),
+        notes,
     })
 }

@@ -105,7 +105,7 @@ pub(super) fn ranks(comparison: &Comparison) -> Option<String> {
         push(
             svg,
             format_args!(
-                "<line class=\"{class}\" x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\" style=\"stroke-width:{width}\"/>"
+                "<line class=\"{class}\" x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\" style=\"stroke-width:{width};stroke-dasharray:none\"/>"
             ),
         );
     };

@@ -213,16 +213,16 @@ fn projection(comparison: &Comparison) -> Grid {
     for row in &comparison.methods {
         let cells = &row.cells;
         let left = cells.asked - cells.done - cells.empty;
-        let seconds = if left == 0 { Some(0.0) } else { cells.seconds.map(|each| each * left as f64) };
-        match seconds {
-            Some(seconds) => known += seconds,
-            None => unknown.push(row.method.as_str()),
+        let seconds = cells.seconds.filter(|_| left > 0).map(|each| each * left as f64);
+        known += seconds.unwrap_or(0.0);
+        if left > 0 && seconds.is_none() {
+            unknown.push(row.method.as_str());
         }
         let counts = [cells.asked, cells.done, cells.empty];
         sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
         rows.push(line(&row.method, counts, cells.seconds, seconds));
     }
-    rows.push(line("all", sums, None, Some(known)));
+    rows.push(line("all", sums, None, (known > 0.0).then_some(known)));
     let lacking = if unknown.is_empty() {
         String::new()
     } else {

@@ -29,11 +29,10 @@ impl Fitted for Network {
         Ok(rival::logits(self.network.as_ref(), slices, self.device)?)
     }
 
-    fn resamples(&self, study: &Study) -> bool {
-        only(study).is_some_and(|slices| {
-            let [height, width] = slices.size;
-            self.network.resampled([slices.count, height, width]).is_some()
-        })
+    fn resampled(&self, study: &Study) -> Option<[usize; 3]> {
+        let slices = only(study)?;
+        let [height, width] = slices.size;
+        self.network.resampled([slices.count, height, width])
     }
 }
 
@@ -46,9 +45,9 @@ pub(super) fn fit(job: &Job<'_>, base: Base, method: Method) -> Result<Outcome, 
     let weights = options.weights.iter().find(|file| file.name == base.name());
     let weights = weights.map(|file| file.path.as_path());
     if weights.is_none() && base.needs_weights() {
-        let problem =
-            format!("it needs {0}=FILE with the published weights, for the method {0}", base.name());
-        return Err(Error::Flag { flag: "--weights", problem });
+        let method = base.name();
+        let problem = format!("its published weights are missing, expected --weights {method}=FILE");
+        return Err(Error::Rival { method, problem });
     }
     let network = build(method, task, backbone.as_ref(), weights, options.device)?;
     let mut notes = Vec::new();
