@@ -18,6 +18,7 @@ mod gather;
 mod lora;
 mod method;
 mod picture;
+mod predictions;
 mod probe;
 mod ranks;
 mod report;

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::cell::{SHUFFLED, THINNED};
+use super::predictions::{SHUFFLED, THINNED};
 use super::{Cell, Made, Method, Options, State, Suite, SuiteTask, critical_difference, mean_ranks};
 use crate::Error;
 use crate::crossval::Spread;
