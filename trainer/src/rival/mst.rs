@@ -1,5 +1,5 @@
 use runtime::backbone::Backbone;
-use tch::{Kind, TchError, Tensor};
+use tch::{TchError, Tensor};
 
 use super::layers::{LayerNorm, Linear};
 use super::weights::Maker;
@@ -139,16 +139,10 @@ impl Rival for Mst {
             let (flat, _) = self.weights.gradients(&value, &[])?;
             return Ok((value.f_detach()?, flat));
         }
-        let embed = || self.embed(&slices, self.encoder.forward_chunk(self.chunk));
-        let rows = tch::no_grad(embed)?.f_set_requires_grad(true)?;
-        let value = loss(&self.fuse(&rows, b)?)?;
-        let (mut flat, at_rows) = self.weights.gradients(&value, &[&rows])?;
+        let rows = tch::no_grad(|| self.embed(&slices, self.encoder.forward_chunk(self.chunk)))?;
         let parts = slices.f_split(self.chunk as i64, 0)?;
-        for (part, at) in parts.iter().zip(at_rows[0].f_split(self.chunk as i64, 0)?) {
-            let carried = self.embed(part, self.chunk)?.f_mul(&at)?.f_sum(Kind::Float)?;
-            let _ = flat.f_add_(&self.weights.gradients(&carried, &[])?.0)?;
-        }
-        Ok((value.f_detach()?, flat))
+        let forward = |part: &Tensor| self.embed(part, self.chunk);
+        self.weights.gradients_by_parts(&rows, &parts, forward, |rows| loss(&self.fuse(rows, b)?))
     }
 }
 

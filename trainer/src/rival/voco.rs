@@ -1,5 +1,5 @@
 use firmware_config::Normalize;
-use tch::{Kind, TchError, Tensor};
+use tch::{TchError, Tensor};
 
 use super::image::{image, rounded_up};
 use super::layers::{Linear, pooled};
@@ -109,15 +109,9 @@ impl Rival for Voco {
             let value = loss(&self.forward(one, true)?)?;
             return Ok((value.f_detach()?, self.weights.gradients(&value, &[])?.0));
         }
-        let forward = || parts.iter().map(|part| self.forward(part, true)).collect::<Result<Vec<_>, _>>();
-        let logits = Tensor::f_cat(&tch::no_grad(forward)?, 0)?.f_set_requires_grad(true)?;
-        let value = loss(&logits)?;
-        let (mut flat, at_logits) = self.weights.gradients(&value, &[&logits])?;
-        for (part, at) in parts.iter().zip(at_logits[0].f_split(1, 0)?) {
-            let carried = self.forward(part, true)?.f_mul(&at)?.f_sum(Kind::Float)?;
-            let _ = flat.f_add_(&self.weights.gradients(&carried, &[])?.0)?;
-        }
-        Ok((value.f_detach()?, flat))
+        let forward = |part: &Tensor| self.forward(part, true);
+        let logits = tch::no_grad(|| parts.iter().map(forward).collect::<Result<Vec<_>, _>>())?;
+        self.weights.gradients_by_parts(&Tensor::f_cat(&logits, 0)?, &parts, forward, loss)
     }
 
     fn resampled(&self, size: [usize; 3]) -> Option<[usize; 3]> {

@@ -27,6 +27,27 @@ impl Weights {
         gradients(&self.named, total, others)
     }
 
+    /// The value of `loss`, a scalar made of `rows`, and its gradients, `[P]`, where activations are held of one of `parts` at a time.
+    /// `rows` are what `forward` makes of all parts, a row for each of their first axis, made without activations; each part goes through
+    /// once more with the gradient at its rows, which gives the same as long as it does not look at other parts.
+    pub(super) fn gradients_by_parts(
+        &self,
+        rows: &Tensor,
+        parts: &[Tensor],
+        forward: impl Fn(&Tensor) -> Result<Tensor, TchError>,
+        loss: impl Fn(&Tensor) -> Result<Tensor, TchError>,
+    ) -> Result<(Tensor, Tensor), TchError> {
+        let rows = rows.f_detach()?.f_set_requires_grad(true)?;
+        let value = loss(&rows)?;
+        let (mut flat, at_rows) = self.gradients(&value, &[&rows])?;
+        let lengths: Vec<i64> = parts.iter().map(|part| part.size()[0]).collect();
+        for (part, at) in parts.iter().zip(at_rows[0].f_split_with_sizes(lengths, 0)?) {
+            let carried = forward(part)?.f_mul(&at)?.f_sum(Kind::Float)?;
+            let _ = flat.f_add_(&self.gradients(&carried, &[])?.0)?;
+        }
+        Ok((value.f_detach()?, flat))
+    }
+
     /// Copies of all values, running statistics too.
     pub fn copy(&self) -> Result<Vec<Tensor>, TchError> {
         self.all().map(|(_, tensor)| tensor.f_detach()?.f_detach_copy()).collect()
