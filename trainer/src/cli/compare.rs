@@ -99,7 +99,7 @@ pub(super) fn run(args: &Compare) -> Result<()> {
     if !args.tables {
         let count = cells.len();
         for (n, (on, cell)) in cells.iter().enumerate() {
-            let key = cell.key(on, &options)?;
+            let key = cell.key(on, &options);
             let finished =
                 cell.made(&options.out).is_some_and(|made| made.key == key && made.state == State::Done);
             if finished {

@@ -162,8 +162,7 @@ impl Cell {
     }
 
     /// SHA-256 over all that goes into the cell.
-    pub fn key(&self, on: &SuiteTask, options: &Options) -> Result<String, Error> {
-        let bytes = std::fs::read(&on.data).map_err(Error::io(&on.data))?;
+    pub fn key(&self, on: &SuiteTask, options: &Options) -> String {
         // One that is not there is told of when the cell is made.
         let backbone = match self.backbone(options) {
             Ok(file) if self.method.base.needs_backbone() => {
@@ -178,13 +177,13 @@ impl Cell {
             env!("CARGO_PKG_VERSION"),
             self.to_string(),
             on.task,
-            runtime::tensor::sha256(&bytes),
+            on.data_sha256,
             backbone,
             weights,
             options.precision,
             options.device_kind(),
         ]);
-        Ok(runtime::tensor::sha256(parts.to_string().as_bytes()))
+        runtime::tensor::sha256(parts.to_string().as_bytes())
     }
 
     fn backbone<'a>(&self, options: &'a Options) -> Result<&'a WeightsFile, Error> {
@@ -225,7 +224,7 @@ impl Cell {
 /// belong to the same cell goes; an interrupted fit goes on.
 pub fn make(cell: &Cell, on: &SuiteTask, options: &Options) -> Result<Made, Error> {
     let folder = cell.folder(&options.out);
-    let key = cell.key(on, options)?;
+    let key = cell.key(on, options);
     let marker = folder.join("key");
     let another = std::fs::read_to_string(&marker).is_ok_and(|there| there != key);
     if another || cell.made(&options.out).is_some_and(|made| made.state == State::Done) {
@@ -249,7 +248,7 @@ pub fn make(cell: &Cell, on: &SuiteTask, options: &Options) -> Result<Made, Erro
 pub fn note_death(cell: &Cell, on: &SuiteTask, options: &Options, why: String) -> Result<(), Error> {
     let folder = cell.folder(&options.out);
     std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-    let made = Made::bare(cell, cell.key(on, options)?, State::Empty(why), options);
+    let made = Made::bare(cell, cell.key(on, options), State::Empty(why), options);
     write_json(&folder.join(CELL), &made)
 }
 

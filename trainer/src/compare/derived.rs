@@ -43,7 +43,7 @@ pub fn write(table: &Table, method: &Method, seed: u64, folder: &Path, name: &st
     let mut rows = table.samples.iter().enumerate();
     for record in reader.records() {
         let (record, sample) = (record.map_err(unreadable)?, rows.next());
-        if sample.is_none_or(|(i, sample)| sample.split == Split::Train && !kept.contains(&i)) {
+        if sample.is_none_or(|(i, sample)| sample.split == Split::Train && kept.binary_search(&i).is_err()) {
             continue;
         }
         let cells = || columns.iter().zip(&record).filter_map(|(column, value)| Some(((*column)?, value)));

@@ -118,11 +118,10 @@ pub fn gather(
         let mut row = Row::of(method);
         let mut times = Vec::new();
         for (place, task) in tasks.iter().enumerate() {
-            let (mut entry, mean, seconds) = entry(options, task, method, seeds)?;
+            let Gathered { mut entry, mean, seconds, refused } = entry(options, task, method, seeds)?;
             row.cells.asked += seeds_of(method, seeds).len();
             row.cells.done += seconds.len();
-            row.cells.empty +=
-                entry.empty.values().filter(|why| *why != NOT_MADE && *why != OF_ANOTHER).count();
+            row.cells.empty += refused;
             times.extend(seconds);
             if rows.is_empty() {
                 first.push(mean);
@@ -154,33 +153,36 @@ pub fn seeds_of(method: &Method, seeds: &[u64]) -> Vec<u64> {
     if method.base.is_seedless() { seeds.iter().copied().take(1).collect() } else { seeds.to_vec() }
 }
 
-/// Why a cell has no figure that was not tried, or was with something else.
-const NOT_MADE: &str = "not made yet";
-const OF_ANOTHER: &str = "made of another task, table, backbone or version; make it again";
+/// What is there of a method on a task.
+struct Gathered {
+    entry: Entry,
+    /// Means of the logits over the seeds.
+    mean: Option<Predictions>,
+    /// Of each cell that has figures.
+    seconds: Vec<f64>,
+    /// Cells that were tried and have no figures.
+    refused: usize,
+}
 
-/// The entry, the means of its logits, and the times of its cells.
-fn entry(
-    options: &Options,
-    task: &SuiteTask,
-    method: &Method,
-    seeds: &[u64],
-) -> Result<(Entry, Option<Predictions>, Vec<f64>), Error> {
+fn entry(options: &Options, task: &SuiteTask, method: &Method, seeds: &[u64]) -> Result<Gathered, Error> {
     let mut entry = Entry::default();
     let mut found: Vec<(Made, Predictions)> = Vec::new();
     let [mut shuffled, mut thinned] = [const { Vec::new() }; 2];
-    let mut only_ci = None;
+    let (mut only_ci, mut refused) = (None, 0);
     for seed in seeds_of(method, seeds) {
         let cell = Cell { task: task.name.clone(), method: method.clone(), seed };
         let Some(made) = cell.made(&options.out) else {
-            entry.empty.insert(seed, NOT_MADE.into());
+            entry.empty.insert(seed, "not made yet".into());
             continue;
         };
-        if made.key != cell.key(task, options)? {
-            entry.empty.insert(seed, OF_ANOTHER.into());
+        if made.key != cell.key(task, options) {
+            let why = "made of another task, table, backbone or version; make it again";
+            entry.empty.insert(seed, why.into());
             continue;
         }
         if let State::Empty(why) = &made.state {
             entry.empty.insert(seed, why.clone());
+            refused += 1;
             continue;
         }
         let folder = cell.folder(&options.out);
@@ -223,7 +225,8 @@ fn entry(
         entry.notes.clone_from(&made.notes);
     }
     let seconds = found.iter().map(|(made, _)| made.seconds).collect();
-    Ok((entry, averaged(found.into_iter().map(|(_, predictions)| predictions).collect()), seconds))
+    let mean = averaged(found.into_iter().map(|(_, predictions)| predictions).collect());
+    Ok(Gathered { entry, mean, seconds, refused })
 }
 
 /// Mean logits over runs of the same cases; AUROC does not look at probabilities but by their order, so these are logits too.

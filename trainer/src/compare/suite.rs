@@ -16,6 +16,8 @@ pub struct SuiteTask {
     pub task_path: PathBuf,
     /// `data.csv`.
     pub data: PathBuf,
+    /// Its SHA-256.
+    pub data_sha256: String,
 }
 
 impl SuiteTask {
@@ -23,10 +25,10 @@ impl SuiteTask {
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let (task_path, data) = (folder.join("task.toml"), folder.join("data.csv"));
         let task = Task::read(&task_path)?;
-        Table::read(&data, &task, false)?;
+        let data_sha256 = Table::read(&data, &task, false)?.sha256;
         let absolute = std::path::absolute(folder).map_err(Error::io(folder))?;
         let name = absolute.file_name().map_or(task.name.clone(), |name| name.to_string_lossy().into_owned());
-        Ok(Self { name, task, task_path, data })
+        Ok(Self { name, task, task_path, data, data_sha256 })
     }
 }
 
