@@ -5,6 +5,10 @@ mod neon;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+#[cfg(target_arch = "aarch64")]
+use self::neon as native;
+#[cfg(target_arch = "x86_64")]
+use self::x86 as native;
 use super::Format;
 
 /// A register of words.
@@ -73,7 +77,8 @@ fn of<W: WordVector>(lanes: usize, tokens: &[u32], weights: &[u32], start: &[u32
     }
 }
 
-#[cfg(target_arch = "x86_64")]
+/// One tile; `format` is one that this machine has instructions for.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) fn product(
     format: Format,
     lanes: usize,
@@ -82,50 +87,10 @@ pub(super) fn product(
     start: &[u32],
     tile: &mut [f32],
 ) {
-    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512bf16")]
-    fn bf16(lanes: usize, tokens: &[u32], weights: &[u32], start: &[u32], tile: &mut [f32]) {
-        if lanes.is_multiple_of(16) {
-            of::<x86::Bf16Wide>(lanes, tokens, weights, start, tile);
-        } else {
-            of::<x86::Bf16Half>(lanes, tokens, weights, start, tile);
-        }
-    }
-    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512vnni")]
-    fn int8(lanes: usize, tokens: &[u32], weights: &[u32], start: &[u32], tile: &mut [f32]) {
-        if lanes.is_multiple_of(16) {
-            of::<x86::Int8Wide>(lanes, tokens, weights, start, tile);
-        } else {
-            of::<x86::Int8Half>(lanes, tokens, weights, start, tile);
-        }
-    }
     // SAFETY: `Format::of` has found the instructions.
     match format {
-        Format::Bf16 => unsafe { bf16(lanes, tokens, weights, start, tile) },
-        Format::Int8 => unsafe { int8(lanes, tokens, weights, start, tile) },
-    }
-}
-
-#[cfg(target_arch = "aarch64")]
-pub(super) fn product(
-    format: Format,
-    lanes: usize,
-    tokens: &[u32],
-    weights: &[u32],
-    start: &[u32],
-    tile: &mut [f32],
-) {
-    #[target_feature(enable = "neon,bf16")]
-    fn bf16(lanes: usize, tokens: &[u32], weights: &[u32], start: &[u32], tile: &mut [f32]) {
-        of::<neon::Bf16>(lanes, tokens, weights, start, tile);
-    }
-    #[target_feature(enable = "neon,dotprod")]
-    fn int8(lanes: usize, tokens: &[u32], weights: &[u32], start: &[u32], tile: &mut [f32]) {
-        of::<neon::Int8>(lanes, tokens, weights, start, tile);
-    }
-    // SAFETY: `Format::of` has found the instructions.
-    match format {
-        Format::Bf16 => unsafe { bf16(lanes, tokens, weights, start, tile) },
-        Format::Int8 => unsafe { int8(lanes, tokens, weights, start, tile) },
+        Format::Bf16 => unsafe { native::bf16(lanes, tokens, weights, start, tile) },
+        Format::Int8 => unsafe { native::int8(lanes, tokens, weights, start, tile) },
     }
 }
 

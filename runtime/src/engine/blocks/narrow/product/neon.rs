@@ -2,13 +2,23 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::{COLUMNS, WordVector};
+use super::{COLUMNS, WordVector, of};
+
+#[target_feature(enable = "neon,bf16")]
+pub(super) fn bf16(lanes: usize, tokens: &[u32], weights: &[u32], start: &[u32], tile: &mut [f32]) {
+    of::<Bf16>(lanes, tokens, weights, start, tile);
+}
+
+#[target_feature(enable = "neon,dotprod")]
+pub(super) fn int8(lanes: usize, tokens: &[u32], weights: &[u32], start: &[u32], tile: &mut [f32]) {
+    of::<Int8>(lanes, tokens, weights, start, tile);
+}
 
 /// Implements [`WordVector`] by one instruction, which std has no stable name for.
 macro_rules! words {
     ($name:ident, $sum:ty, |$bits:ident| $start:expr, $instruction:literal, $wide:literal, $group:literal, |$stored:ident| $floats:expr) => {
         #[derive(Clone, Copy)]
-        pub(super) struct $name(uint32x4_t);
+        struct $name(uint32x4_t);
 
         impl $name {
             /// With word `K` of `weights`.

@@ -2,7 +2,25 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::WordVector;
+use super::{WordVector, of};
+
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512bf16")]
+pub(super) fn bf16(lanes: usize, tokens: &[u32], weights: &[u32], start: &[u32], tile: &mut [f32]) {
+    if lanes.is_multiple_of(16) {
+        of::<Bf16Wide>(lanes, tokens, weights, start, tile);
+    } else {
+        of::<Bf16Half>(lanes, tokens, weights, start, tile);
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512vnni")]
+pub(super) fn int8(lanes: usize, tokens: &[u32], weights: &[u32], start: &[u32], tile: &mut [f32]) {
+    if lanes.is_multiple_of(16) {
+        of::<Int8Wide>(lanes, tokens, weights, start, tile);
+    } else {
+        of::<Int8Half>(lanes, tokens, weights, start, tile);
+    }
+}
 
 /// Implements [`WordVector`] by intrinsics of these names.
 macro_rules! words {
@@ -11,7 +29,7 @@ macro_rules! words {
         |$s:ident, $a:ident, $b:ident| $dot:expr, |$stored:ident| $floats:expr, $store:ident
     ) => {
         #[derive(Clone, Copy)]
-        pub(super) struct $name($register);
+        struct $name($register);
 
         // SAFETY, of all that follows: whoever runs this has found the instructions; slices are as long as a register.
         impl WordVector for $name {
