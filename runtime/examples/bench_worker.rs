@@ -31,12 +31,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let Some(backbone) = flags.get("--backbone") {
         return write_graph(Path::new(backbone), graph, flag("--size")?.parse()?, flag("--rows")?);
     }
-    let precision = match flags.get("--precision").copied().unwrap_or("f32") {
-        "f32" => Precision::F32,
-        "bf16" => Precision::Bf16,
-        "int8" => Precision::Int8,
-        other => return Err(format!("unknown precision {other:?}: expected f32, bf16 or int8").into()),
-    };
+    let name = flags.get("--precision").copied().unwrap_or("f32");
+    let precision = Precision::new(name)
+        .ok_or_else(|| format!("unknown precision {name:?}: expected f32, bf16 or int8"))?;
     serve(graph, precision, flag("--slices")?.parse()?, flag("--threads")?.parse()?)
 }
 

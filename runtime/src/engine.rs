@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use firmware_config::device;
+pub use firmware_config::device::Precision;
 use serde::{Deserialize, Serialize};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::DimLike;
@@ -44,43 +44,9 @@ pub struct Engine {
     threads: usize,
 }
 
-/// Arithmetic of the products with a vision transformer's weights; all else is f32.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// Single precision.
-    #[default]
-    F32,
-    /// Factors rounded to 8 significant bits, sums in single precision.
-    Bf16,
-    /// Factors rounded to integers of eight bits, by a scale for each output and each token; sums exact.
-    Int8,
-}
-
-impl From<device::Precision> for Precision {
-    fn from(precision: device::Precision) -> Self {
-        match precision {
-            device::Precision::F32 => Self::F32,
-            device::Precision::Bf16 => Self::Bf16,
-            device::Precision::Int8 => Self::Int8,
-        }
-    }
-}
-
-impl Precision {
-    /// As results name it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::Int8 => "int8",
-        }
-    }
-
-    /// Whether this machine has instructions for it; what has none is computed in single precision.
-    pub fn is_here(self) -> bool {
-        blocks::has(self)
-    }
+/// Whether this machine has instructions for a precision; what has none is computed in single precision.
+pub fn has_instructions_for(precision: Precision) -> bool {
+    blocks::has(precision)
 }
 
 /// How a task's factors meet the weights of its backbone. The two do not give the same bits.
@@ -325,7 +291,8 @@ impl Engine {
         let mut views = Vec::new();
         let (mut cuts, mut ends, mut dims) = (Vec::new(), vec![outlet("logits")?], Vec::new());
         // What tract computes is computed in single precision.
-        let precision = if precision.is_here() && !fused.is_empty() { precision } else { Precision::F32 };
+        let precision =
+            if has_instructions_for(precision) && !fused.is_empty() { precision } else { Precision::F32 };
         let within: Vec<String> = fused.iter().flat_map(|fused| fused.ends.clone()).collect();
         for (input, name) in inputs.iter().filter(|(_, name)| name != VIEW_MASK && !within.contains(name)) {
             let view = match name.strip_prefix("slices") {

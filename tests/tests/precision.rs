@@ -2,7 +2,7 @@
 #![allow(missing_docs, reason = "a test")]
 
 use firmware_config::device::Weights;
-use runtime::engine::{Engine, Mode, Output, Precision};
+use runtime::engine::{Engine, Mode, Output, Precision, has_instructions_for};
 use runtime::infer::{LoadedTask, Loader};
 use runtime::plugin::Plugin;
 use runtime::result::TaskResult;
@@ -13,7 +13,7 @@ use tests::programs::{program, run};
 /// On a machine without the instructions there is nothing to compare.
 fn precisions() -> Vec<(Precision, f32)> {
     let all = [(Precision::Bf16, 0.05), (Precision::Int8, 0.3)];
-    let here: Vec<_> = all.into_iter().filter(|(precision, _)| precision.is_here()).collect();
+    let here: Vec<_> = all.into_iter().filter(|(precision, _)| has_instructions_for(*precision)).collect();
     println!("compared on this machine: {here:?}");
     here
 }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
 use super::units::{Size, read_duration, read_size};
@@ -281,25 +282,35 @@ impl Uids {
     }
 }
 
-/// Arithmetic of the products with a backbone's weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Arithmetic of the products with a vision transformer's weights; all else is f32.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Single precision.
+    #[default]
     F32,
-    /// bf16, sums in single precision.
+    /// Factors rounded to 8 significant bits, sums in single precision.
     Bf16,
-    /// Integers of eight bits.
+    /// Factors rounded to integers of eight bits, by a scale for each output and each token; sums exact.
     Int8,
 }
 
 impl Precision {
-    fn new(text: &str) -> Option<Self> {
-        match text {
-            "f32" => Some(Self::F32),
-            "bf16" => Some(Self::Bf16),
-            "int8" => Some(Self::Int8),
-            _ => None,
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Int8];
+
+    /// As files, flags and results name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
         }
+    }
+
+    /// The one of this name.
+    pub fn new(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|precision| precision.as_str() == name)
     }
 }
 

@@ -4,8 +4,9 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use firmware_config::device;
-use runtime::engine::{self, Mode, default_threads};
+use runtime::engine::{Mode, Precision, default_threads};
 use runtime::infer::{LoadedTask, Loader};
 use runtime::plugin::Plugin;
 use runtime::publish::TopicLevel;
@@ -27,19 +28,17 @@ pub struct TaskArgs {
     shared: bool,
     /// Arithmetic of the products with the backbone's weights, as a device may be set to; needs --backbone. Computed in f32 where the
     /// processor has no instructions for it, or the plugin's golden cases are not reproduced.
-    #[arg(long, value_enum, default_value_t, conflicts_with = "graph")]
+    #[arg(long, value_parser = precision(), default_value = "f32", conflicts_with = "graph")]
     precision: Precision,
     /// Slices encoded at a time; as many as there are cores if not given.
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
 }
 
-#[derive(Clone, Copy, Default, clap::ValueEnum)]
-enum Precision {
-    #[default]
-    F32,
-    Bf16,
-    Int8,
+/// Reads a precision's name.
+fn precision() -> impl TypedValueParser<Value = Precision> {
+    let names = PossibleValuesParser::new(Precision::ALL.map(Precision::as_str));
+    names.try_map(|name| Precision::new(&name).ok_or("no such precision"))
 }
 
 #[derive(Args)]
@@ -55,16 +54,11 @@ struct Weights {
 
 impl TaskArgs {
     pub fn load(&self) -> Result<LoadedTask, Fault> {
-        let precision = match self.precision {
-            Precision::F32 => engine::Precision::F32,
-            Precision::Bf16 => engine::Precision::Bf16,
-            Precision::Int8 => engine::Precision::Int8,
-        };
-        self.load_in(if self.shared { Mode::Shared } else { Mode::Merged }, precision)
+        self.load_in(if self.shared { Mode::Shared } else { Mode::Merged }, self.precision)
     }
 
     /// As [`Self::load`], in the mode and the precision that a result names, where machine and files allow it.
-    pub fn load_in(&self, mode: Mode, precision: engine::Precision) -> Result<LoadedTask, Fault> {
+    pub fn load_in(&self, mode: Mode, precision: Precision) -> Result<LoadedTask, Fault> {
         let threads = self.threads.map_or_else(default_threads, NonZeroUsize::get);
         match (&self.weights.graph, &self.weights.backbone) {
             (Some(graph), _) => Ok(LoadedTask::open(graph, &self.plugin, threads)?),

@@ -11,7 +11,9 @@ use firmware_config::device::{Device, Weights};
 use super::LoadedTask;
 use crate::Error;
 use crate::backbone::Backbone;
-use crate::engine::{Engine, Mode, Precision, SharedBlocks, SharedLayers, default_threads};
+use crate::engine::{
+    Engine, Mode, Precision, SharedBlocks, SharedLayers, default_threads, has_instructions_for,
+};
 use crate::graph::{blocks_model, of_view, without_blocks};
 use crate::plugin::Plugin;
 use crate::proc::memory_at_hand;
@@ -56,7 +58,7 @@ impl Loader {
     /// As the device's configuration says.
     pub fn of(device: &Device) -> Self {
         let threads = device.threads.map_or_else(default_threads, |n| n as usize);
-        Self::new(&device.backbone, threads, device.weights).in_precision(device.precision.into())
+        Self::new(&device.backbone, threads, device.weights).in_precision(device.precision)
     }
 
     /// Loads them in that precision, where the machine has it and their golden cases allow it.
@@ -89,7 +91,7 @@ impl Loader {
         known: bool,
     ) -> Result<LoadedTask, Error> {
         let precision = self.precision;
-        if precision == Precision::F32 || !precision.is_here() {
+        if precision == Precision::F32 || !has_instructions_for(precision) {
             return self.load_in(Precision::F32, plugin, plugin_sha256, path, backbone, known);
         }
         let task = self.load_in(precision, plugin.clone(), plugin_sha256.clone(), path, backbone, known)?;
