@@ -12,7 +12,7 @@ use crate::Error;
 use crate::data::{Split, Study, Table};
 use crate::device::peak_bytes;
 use crate::fit::write_json;
-use crate::run::{file, open_backbone};
+use crate::run::open_backbone;
 use crate::task::Task;
 
 /// One method on one task with one seed; written `TASK/METHOD/seed-S`.
@@ -130,6 +130,8 @@ pub(super) struct Outcome {
     pub(super) best_epoch: Option<usize>,
     pub(super) seconds: f64,
     pub(super) notes: Vec<String>,
+    /// What an interrupted fit would have gone on from, of no use once the cell has its figures; it need not be there.
+    pub(super) left_over: Option<PathBuf>,
 }
 
 /// What a method is fitted on.
@@ -289,15 +291,8 @@ fn fill(cell: &Cell, on: &SuiteTask, options: &Options, folder: &Path, made: &mu
     made.seconds_fit = outcome.seconds;
     made.notes.clone_from(&outcome.notes);
     predictions::write(&job, outcome.model.as_ref(), made)?;
-    if matches!(base.kind(), Kind::Whole(_)) {
-        // As large as the network several times, and of no use any more.
-        let checkpoint = folder.join(file::LAST);
-        match std::fs::remove_file(&checkpoint) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io(&checkpoint)(error));
-            }
-            _ => {}
-        }
+    for path in outcome.left_over.iter().filter(|path| path.exists()) {
+        std::fs::remove_file(path).map_err(Error::io(path))?;
     }
     Ok(())
 }

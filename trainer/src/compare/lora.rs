@@ -53,5 +53,6 @@ pub(super) fn fit(job: &Job<'_>, pooling: Pooling) -> Result<Outcome, Error> {
         best_epoch: Some(summary.best_epoch),
         seconds: summary.seconds,
         notes,
+        left_over: None,
     })
 }

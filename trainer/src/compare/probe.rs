@@ -77,6 +77,7 @@ pub(super) fn fit(job: &Job<'_>, pooling: Pooling) -> Result<Outcome, Error> {
         best_epoch: None,
         seconds,
         notes: vec!["the time of its fit is that of the head on embeddings that are kept".into()],
+        left_over: None,
     })
 }
 

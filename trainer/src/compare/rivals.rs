@@ -56,7 +56,8 @@ pub(super) fn fit(job: &Job<'_>, base: Base, method: Method) -> Result<Outcome, 
         notes.push(format!("{taken} values start from {}", path.display()));
     }
     let settings = Settings::usual(method, task);
-    let checkpoint = Some(Kept { path: job.folder.join(file::LAST), every: CHECKPOINT_EVERY });
+    let last = job.folder.join(file::LAST);
+    let checkpoint = Some(Kept { path: last.clone(), every: CHECKPOINT_EVERY });
     let (device, threads, progress) = (options.device, options.threads, options.progress);
     let cache = &cache;
     let options =
@@ -72,5 +73,7 @@ pub(super) fn fit(job: &Job<'_>, base: Base, method: Method) -> Result<Outcome, 
         best_epoch: Some(made.best),
         seconds: made.seconds,
         notes,
+        // As large as the network several times.
+        left_over: Some(last),
     })
 }
