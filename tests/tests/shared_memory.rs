@@ -8,23 +8,21 @@ use std::path::Path;
 use std::process::Command;
 
 use firmware_config::device::Weights;
-use runtime::backbone::Backbone;
 use runtime::gate::{Machine, ThisMachine};
 use runtime::infer::{LoadedTask, Loader};
 use runtime::plugin::{Plugin, build_graph, content_sha256, expected_content};
 use runtime::tensor::{Tensor, sha256};
-use tests::fixture::random_task;
+use tests::fixture::{packaged_backbone, packaged_backbone_file, random_task};
 
 /// In the environment of a process that is to load: the plugin, `merged` or `shared`, and how many tasks.
 const LOAD: &str = "SCANSIDE_TEST_LOAD";
 
 #[test]
 fn sixteen_tasks_that_share_a_backbone_take_a_quarter_more_than_one() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/assets/backbone/vit_s_focus.onnx");
     if let Ok(load) = std::env::var(LOAD) {
-        return load_and_tell(&path, &load);
+        return load_and_tell(&packaged_backbone_file(), &load);
     }
-    let backbone = Backbone::open(&path).unwrap_or_else(|e| panic!("{e}; `cargo xtask assets` fetches it"));
+    let backbone = packaged_backbone();
     let folder = tempfile::tempdir().unwrap();
     let mut plugin = random_task(&backbone);
     let manifest = &mut plugin.manifest;

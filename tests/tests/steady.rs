@@ -2,25 +2,15 @@
 #![cfg(target_arch = "x86_64")]
 #![allow(missing_docs, reason = "a test")]
 
-use std::path::Path;
-
-use runtime::backbone::Backbone;
 use runtime::engine::{Engine, onnx};
-use runtime::plugin::{build_graph, content_sha256};
-use tests::fixture::random_task;
+use tests::fixture::packaged_task;
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 
 #[test]
 fn slices_are_encoded_in_memory_that_is_there() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/assets/backbone/vit_s_focus.onnx");
-    let backbone = Backbone::open(&path).unwrap_or_else(|e| panic!("{e}; `cargo xtask assets` fetches it"));
-    let mut plugin = random_task(&backbone);
-    let manifest = &mut plugin.manifest;
-    manifest.recipe.size = [224, 224];
-    manifest.content_sha256 = content_sha256(&plugin.content, manifest);
-    let graph = build_graph(backbone, manifest, &plugin.content).unwrap();
+    let (_, graph) = packaged_task();
     let engine = Engine::of(onnx::decode(&graph).unwrap(), 1).unwrap();
     let mut encoder = engine.encoder(0, 1).unwrap();
     let mut encode = || encoder.encode(|slice| slice.fill(0.5)).unwrap();
