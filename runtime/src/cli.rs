@@ -20,7 +20,8 @@ use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
 
 use fault::Fault;
 
@@ -81,14 +82,19 @@ pub fn run() -> ExitCode {
 
 /// The log on stderr: the service's always, that of other commands where it is asked for.
 fn log(command: &Command) {
-    let default = if matches!(command, Command::Run(_)) { "info" } else { "off" };
-    let filter = EnvFilter::try_from_env("SCANSIDE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let default = if matches!(command, Command::Run(_)) { LevelFilter::INFO } else { LevelFilter::OFF };
+    let asked = std::env::var("SCANSIDE_LOG").ok().and_then(|asked| asked.parse().ok());
+    let filter = asked.unwrap_or_else(|| Targets::new().with_default(default));
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
+    let log = tracing_subscriber::registry().with(filter);
     // journald writes the time itself.
-    if std::env::var_os("JOURNAL_STREAM").is_some() { lines.without_time().init() } else { lines.init() }
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        log.with(lines.without_time()).init();
+    } else {
+        log.with(lines).init();
+    }
 }
 
 impl Command {

@@ -1,30 +1,34 @@
 //! Loads a task graph, cuts it at the slice embeddings, encodes slices in parallel and pools them: vision transformers by kernels of our own
-//! ([`blocks`]), everything else by tract.
+//! ([`::blocks`], see [`pack`]), everything else by tract.
 //!
 //! Pooling does not depend on the order of the slices, and each slice is encoded by itself (S = 1): a slice's embedding is the same bits
 //! whether its volume is at hand or still arriving. Slices run in parallel, one single-threaded encoder a core over shared weights, which
-//! scales better than threads that share a slice; those serve a volume of fewer slices than cores. Either way the bits are the same.
+//! scales better than threads that share a slice; those serve a volume of fewer slices than cores on a vision transformer. Either way the
+//! bits are the same.
 //!
 //! tract's types appear in this module only.
 
-mod blocks;
 mod encoder;
 pub mod onnx;
+mod pack;
+mod translate;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ::blocks::{Blocks, Factors, Isa};
 pub use firmware_config::device::Precision;
 use serde::{Deserialize, Serialize};
-use tract_onnx::prelude::*;
-use tract_onnx::tract_hir::internal::DimLike;
+use tract_core::dims;
+use tract_core::internal::DimLike;
+use tract_core::prelude::*;
 
-use self::blocks::{Blocks, Layers, take_blocks};
-pub(crate) use self::blocks::{Factors, LayerFactors};
 pub use self::encoder::{EncodedSlice, Encoder};
 use self::encoder::{EncoderPlan, Fused};
 use self::onnx::{ModelProto, ReadError};
+use self::pack::{Layers, take_blocks};
+use self::translate::Graph;
 
 use crate::graph::{CLS_ATTENTION, VIEW_MASK, block_ends, of_view};
 use crate::tensor::{Tensor as Weights, Tensors};
@@ -46,7 +50,7 @@ pub struct Engine {
 
 /// Whether this machine has instructions for a precision; what has none is computed in single precision.
 pub fn has_instructions_for(precision: Precision) -> bool {
-    blocks::has(precision)
+    precision == Precision::F32 || pack::format(precision, Isa::here()).is_some()
 }
 
 /// How a task's factors meet the weights of its backbone. The two do not give the same bits.
@@ -143,7 +147,7 @@ pub struct EngineInfo {
     pub threads: usize,
 }
 
-/// What computes: the number of [`blocks`] goes up whenever it gives other bits.
+/// What computes: the number of [`::blocks`] goes up whenever it gives other bits.
 const KERNELS: &str = "scanside 1, tract 0.23.9";
 
 impl EngineInfo {
@@ -213,6 +217,10 @@ fn unusable(detail: impl std::fmt::Display) -> EngineError {
     EngineError::Graph { detail: detail.to_string() }
 }
 
+fn unusable_as(error: &TractError) -> EngineError {
+    unusable(format!("{error:#}").replace('\n', " "))
+}
+
 fn failed(error: &TractError) -> EngineError {
     // One sentence: the chain of causes, each on no line of its own.
     EngineError::Run { detail: format!("{error:#}").replace('\n', " ") }
@@ -279,52 +287,45 @@ impl Engine {
         mode: Mode,
         threads: usize,
     ) -> Result<Self, EngineError> {
-        let model =
-            tract_onnx::onnx().model_for_proto_model(&proto).map_err(|e| unusable(format!("{e:#}")))?;
-        drop(proto);
-
-        let outlet =
-            |name: &str| model.find_outlet_label(name).ok_or_else(|| unusable(format!("no tensor {name}")));
-        let inputs: Vec<(OutletId, String)> =
-            model.inputs.iter().map(|input| (*input, model.nodes[input.node].name.clone())).collect();
-        let mask = inputs.iter().find(|(_, name)| name == VIEW_MASK).map(|(input, _)| *input);
-        let mut views = Vec::new();
-        let (mut cuts, mut ends, mut dims) = (Vec::new(), vec![outlet("logits")?], Vec::new());
+        let graph = Graph::new(proto).map_err(|e| unusable_as(&e))?;
+        let mask = graph.inputs.iter().find(|(name, _)| name == VIEW_MASK);
         // What tract computes is computed in single precision.
         let precision =
             if has_instructions_for(precision) && !fused.is_empty() { precision } else { Precision::F32 };
         let within: Vec<String> = fused.iter().flat_map(|fused| fused.ends.clone()).collect();
-        for (input, name) in inputs.iter().filter(|(_, name)| name != VIEW_MASK && !within.contains(name)) {
+        let mut views = Vec::new();
+        let (mut cuts, mut ends) = (Vec::new(), vec!["logits".to_owned()]);
+        for (name, shape) in &graph.inputs {
+            if name == VIEW_MASK || within.contains(name) {
+                continue;
+            }
             let view = match name.strip_prefix("slices") {
                 Some("") => None,
                 Some(view) if view.starts_with('_') => Some(view[1..].to_owned()),
                 _ => return Err(unusable(format!("an input named {name}, which is not slices"))),
             };
-            let of = |part: &str| outlet(&view.as_ref().map_or(part.to_owned(), |view| of_view(part, view)));
-            let cut = [of("slice_embeddings")?, of(CLS_ATTENTION)?];
-            ends.extend([of("slice_weights")?, of("heatmap")?]);
-            cuts.extend(cut);
+            let of = |part: &str| view.as_ref().map_or(part.to_owned(), |view| of_view(part, view));
+            let cut = [of("slice_embeddings"), of(CLS_ATTENTION)];
+            ends.extend([of("slice_weights"), of("heatmap")]);
             let own = fused.iter().position(|fused| fused.slices == *name);
-            let plan = EncoderPlan::new(&model, *input, &cut, own.map(|n| fused.swap_remove(n)))?;
-            dims.extend([plan.dim, plan.patches]);
+            let plan = EncoderPlan::new(&graph, name, shape, &cut, own.map(|n| fused.swap_remove(n)))?;
+            cuts.extend(cut.into_iter().zip([plan.dim, plan.patches]));
             views.push(View { name: view, size: plan.size, grid: [0, 0], encoder: plan });
         }
-        let Some(&dim) = dims.first() else { return Err(unusable("it has no input")) };
+        let Some(&(_, dim)) = cuts.first() else { return Err(unusable("it has no input")) };
         if views.len() > 1 {
-            ends.push(outlet("view_weights")?);
+            ends.push("view_weights".to_owned());
         }
 
-        let mut pooling = model;
-        cuts.extend(mask);
-        pooling.set_input_outlets(&cuts).map_err(unusable)?;
-        pooling.select_output_outlets(&ends).map_err(unusable)?;
-        for (k, width) in dims.iter().enumerate() {
-            let symbol = if views.len() > 1 { format!("S{}", k / 2) } else { "S".to_owned() };
-            let rows = TDim::from(pooling.symbols.sym(&symbol));
-            let fact = InferenceFact::dt_shape(f32::datum_type(), tvec![rows, width.to_dim()]);
-            pooling.set_input_fact(k, fact).map_err(unusable)?;
-        }
-        let pooling = pooling.into_typed().map_err(|e| unusable(format!("{e:#}")))?;
+        let inputs = cuts.iter().enumerate().map(|(k, (name, width))| {
+            let rows = graph.symbol(&format!("S{}", k / 2));
+            (name.as_str(), dims!(rows, *width))
+        });
+        let pools_what_is_there = mask.is_some();
+        let mask = mask.map(|(name, _)| (name.as_str(), dims!(views.len())));
+        let inputs: Vec<_> = inputs.chain(mask).collect();
+        let ends: Vec<&str> = ends.iter().map(String::as_str).collect();
+        let pooling = graph.part(&inputs, &ends).map_err(|e| unusable_as(&e))?;
         let known = |d: &TDim| d.to_usize().map_err(unusable);
         let classes = known(&pooling.output_fact(0).map_err(unusable)?.shape[0])?;
         for (k, view) in views.iter_mut().enumerate() {
@@ -335,7 +336,6 @@ impl Engine {
             };
         }
         let pooling = plan(pooling)?;
-        let pools_what_is_there = mask.is_some();
         let threads = threads.max(1);
         Ok(Self { views, pooling, pools_what_is_there, dim, classes, precision, mode, threads })
     }
@@ -426,8 +426,8 @@ impl Engine {
         Ok(EncodedView { embeddings, attention })
     }
 
-    /// An encoder over the shared weights of view number `view` that splits each slice's work among `threads` threads; their number
-    /// does not change a bit of what it computes.
+    /// An encoder over the shared weights of view number `view` that splits each slice's work among `threads` threads, where a vision
+    /// transformer does it; their number does not change a bit of what it computes.
     pub fn encoder(&self, view: usize, threads: usize) -> Result<Encoder, EngineError> {
         let view = &self.views[view];
         Encoder::new(&view.encoder, threads)
@@ -491,16 +491,18 @@ impl View {
 pub fn run_graph(graph: Vec<u8>, input: &Weights) -> Result<Tensors, EngineError> {
     let proto = onnx::decode(&graph).map_err(unusable)?;
     drop(graph);
-    let names: Vec<String> =
-        proto.graph.iter().flat_map(|g| g.output.iter().map(|o| o.name.clone())).collect();
-    let mut model =
-        tract_onnx::onnx().model_for_proto_model(&proto).map_err(|e| unusable(format!("{e:#}")))?;
-    drop(proto);
-    model.set_input_fact(0, f32::fact(input.shape.as_slice()).into()).map_err(unusable)?;
-    let plan = plan(model.into_typed().map_err(|e| unusable(format!("{e:#}")))?)?;
+    let graph = Graph::new(proto).map_err(|e| unusable_as(&e))?;
+    let [(name, _)] = graph.inputs.as_slice() else { return Err(unusable("it has not one input")) };
+    let shape = input.shape.as_slice().into();
+    let names: Vec<&str> = graph.outputs.iter().map(String::as_str).collect();
+    let plan = plan(graph.part(&[(name, shape)], &names).map_err(|e| unusable_as(&e))?)?;
     let input = Tensor::from_shape(&input.shape, &input.data).map_err(|e| failed(&e))?;
     let out = plan.run(tvec![input.into()]).map_err(|e| failed(&e))?;
-    names.into_iter().zip(out).map(|(n, t)| Ok((n, Weights::new(t.shape().to_vec(), values(&t)?)))).collect()
+    names
+        .into_iter()
+        .zip(out)
+        .map(|(n, t)| Ok((n.to_owned(), Weights::new(t.shape().to_vec(), values(&t)?))))
+        .collect()
 }
 
 fn plan(model: TypedModel) -> Result<Plan, EngineError> {

@@ -28,7 +28,6 @@ use firmware_config::{LoraSpec, Manifest};
 
 use crate::Error;
 use crate::backbone::{Arch, Backbone, Tensors};
-use crate::engine::Factors;
 use crate::engine::onnx::{self, ModelProto};
 use crate::graph::{GraphMeta, StudyGraph, after_blocks, task_model};
 use crate::tensor::{TensorError, safetensors_bytes, sha256};
@@ -181,7 +180,10 @@ impl Plugin {
 
     /// The task graph without its blocks, and the factors beside these, for each input. `backbone` as [`crate::graph::without_blocks`]
     /// leaves it, of as many blocks as the plugin uses; `None` where it is no vision transformer.
-    pub(crate) fn beside(&self, backbone: &Backbone) -> Result<Option<(ModelProto, Vec<Factors>)>, Error> {
+    pub(crate) fn beside(
+        &self,
+        backbone: &Backbone,
+    ) -> Result<Option<(ModelProto, Vec<blocks::Factors>)>, Error> {
         let Self { manifest, content, .. } = self;
         let meta = meta(manifest);
         if manifest.views.is_empty() {

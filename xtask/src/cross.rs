@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::assets::{self, Group};
 use crate::system;
@@ -69,6 +69,9 @@ const LIBRARIES: &[&str] = &[
     "ld-linux-x86-64.so.2",
 ];
 
+/// Megabytes of the program that ships for the boards.
+const MOST_MB: f64 = 15.0;
+
 /// Which integration tests to build beside the binary.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Tests {
@@ -122,7 +125,14 @@ pub fn build(machine: Machine, tests: Tests) -> Result<Vec<PathBuf>> {
     let place = machine.binary();
     fs::create_dir_all(place.parent().unwrap_or(Path::new(".")))?;
     fs::copy(&built, &place)?;
-    println!("  {}: {:.1} MB, {needs}", place.display(), fs::metadata(&place)?.len() as f64 / 1e6);
+    let megabytes = fs::metadata(&place)?.len() as f64 / 1e6;
+    println!("  {}: {megabytes:.1} MB, {needs}", place.display());
+    let (shipped, board) = (matches!(profile, Profile::Device), matches!(machine, Machine::Aarch64));
+    ensure!(
+        !(shipped && board) || megabytes <= MOST_MB,
+        "{} is {megabytes:.2} MB; a board's program may be {MOST_MB} MB: see docs/decisions/0010-size-of-the-program.md for what it is made of",
+        place.display()
+    );
 
     if tests == Tests::None { Ok(Vec::new()) } else { test_programs(&mut command) }
 }

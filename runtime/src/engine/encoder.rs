@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
-use tract_onnx::prelude::*;
-use tract_onnx::tract_hir::internal::{DimLike, Factoid};
+use ::blocks::{Blocks, Crew, Workspace};
+use tract_core::dims;
+use tract_core::prelude::*;
 
-use self::multithread::{Executor, multithread_tract_scope};
-use super::blocks::{Blocks, Crew, Workspace};
-use super::{EngineError, Plan, failed, plan, unusable, values};
+use super::translate::Graph;
+use super::{EngineError, Plan, failed, plan, unusable, unusable_as, values};
 
 /// What encodes the slices of a view, shared by all of its encoders.
 pub(super) struct EncoderPlan {
@@ -38,34 +37,27 @@ enum Way {
 }
 
 impl EncoderPlan {
-    /// The part of `model` from `input` to `cut`, slice embeddings and attention, for one slice; what was taken out of it is `fused`.
+    /// The part of a graph from `input`, slices of that shape, to `cut`, slice embeddings and attention, for one slice; what was taken out of it
+    /// is `fused`.
     pub(super) fn new(
-        model: &InferenceModel,
-        input: OutletId,
-        cut: &[OutletId; 2],
+        graph: &Graph,
+        input: &str,
+        shape: &[Option<usize>],
+        cut: &[String; 2],
         fused: Option<Fused>,
     ) -> Result<Self, EngineError> {
-        let fact: Vec<_> =
-            model.outlet_fact(input).map_err(unusable)?.shape.dims().map(Factoid::concretize).collect();
-        let [_, Some(channels), Some(height), Some(width)] = fact.as_slice() else {
-            return Err(unusable("its input is not slices [S, 3, H, W]"));
+        let &[_, Some(3), Some(height), Some(width)] = shape else {
+            return Err(unusable(format!("its input {input} is not slices [S, 3, H, W]")));
         };
-        let known = |d: &TDim| d.to_usize().map_err(unusable);
-        let size = [known(height)?, known(width)?];
-        if known(channels)? != 3 {
-            return Err(unusable("its slices do not have three channels"));
-        }
-        let (last, blocks) = match fused {
-            None => (part(model, &[(input, vec![1, 3, size[0], size[1]])], cut)?, None),
-            Some(Fused { ends: names, blocks, .. }) => {
-                let mut ends = Vec::new();
-                for (name, shape) in names.iter().zip(blocks.shapes()) {
-                    let named = model.inputs.iter().find(|input| model.node(input.node).name == *name);
-                    ends.push((*named.ok_or_else(|| unusable(format!("no tensor {name}")))?, shape));
-                }
-                (part(model, &ends, cut)?, Some(blocks))
+        let (inputs, blocks) = match fused {
+            None => (vec![(input.to_owned(), dims!(1, 3, height, width))], None),
+            Some(Fused { ends, blocks, .. }) => {
+                let shapes = blocks.shapes().into_iter().map(|shape| shape.as_slice().into());
+                (ends.into_iter().zip(shapes).collect(), Some(blocks))
             }
         };
+        let inputs: Vec<_> = inputs.iter().map(|(name, shape)| (name.as_str(), shape.clone())).collect();
+        let last = graph.part(&inputs, &cut.each_ref().map(String::as_str)).map_err(|e| unusable_as(&e))?;
         let shape = |k: usize| -> Result<Vec<usize>, EngineError> {
             let fact = last.output_fact(k).map_err(unusable)?;
             fact.shape
@@ -81,24 +73,8 @@ impl EncoderPlan {
             Some(blocks) => Way::Fused { blocks: Arc::new(blocks), after: last },
             None => Way::Whole(last),
         };
-        Ok(Self { way, size, dim, patches })
+        Ok(Self { way, size: [height, width], dim, patches })
     }
-}
-
-/// The part of a model between tensors of known shapes and others.
-fn part(
-    model: &InferenceModel,
-    inputs: &[(OutletId, Vec<usize>)],
-    outputs: &[OutletId],
-) -> Result<TypedModel, EngineError> {
-    let mut part = model.clone();
-    let outlets: Vec<OutletId> = inputs.iter().map(|(outlet, _)| *outlet).collect();
-    part.set_input_outlets(&outlets).map_err(unusable)?;
-    part.select_output_outlets(outputs).map_err(unusable)?;
-    for (k, (_, shape)) in inputs.iter().enumerate() {
-        part.set_input_fact(k, f32::fact(shape.as_slice()).into()).map_err(unusable)?;
-    }
-    part.into_typed().map_err(|e| unusable(format!("{e:#}")))
 }
 
 /// The encoder with working memory and threads of its own, for one slice after another.
@@ -109,7 +85,7 @@ pub struct Encoder {
 
 /// As [`Way`].
 enum State {
-    Whole { state: TypedSimpleState, pool: Option<Arc<ThreadPool>> },
+    Whole(TypedSimpleState),
     Fused { blocks: Arc<Blocks>, slice: Vec<f32>, space: Box<Workspace>, crew: Crew, after: TypedSimpleState },
 }
 
@@ -129,11 +105,7 @@ impl Encoder {
         let no_threads = |e: &dyn std::fmt::Display| EngineError::Run { detail: e.to_string() };
         let [height, width] = plan.size;
         let state = match &plan.way {
-            Way::Whole(whole) => {
-                let pool = (threads > 1).then(|| ThreadPoolBuilder::new().num_threads(threads).build());
-                let pool = pool.transpose().map_err(|e| no_threads(&e))?.map(Arc::new);
-                State::Whole { state: spawn(whole)?, pool }
-            }
+            Way::Whole(whole) => State::Whole(spawn(whole)?),
             Way::Fused { blocks, after } => State::Fused {
                 blocks: Arc::clone(blocks),
                 slice: vec![0.0; 3 * height * width],
@@ -154,17 +126,10 @@ impl Encoder {
 
     fn run(&mut self, write: impl FnOnce(&mut [f32])) -> TractResult<TVec<TValue>> {
         match &mut self.state {
-            State::Whole { state, pool } => {
+            State::Whole(state) => {
                 let mut slice = Tensor::zero::<f32>(&[1, 3, self.size[0], self.size[1]])?;
                 write(slice.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?);
-                let run = || state.run(tvec![slice.into()]);
-                match pool {
-                    // From inside the pool, so that no operator has to hand its work over to another thread and wait for it.
-                    Some(pool) => {
-                        pool.install(|| multithread_tract_scope(Executor::MultiThread(Arc::clone(pool)), run))
-                    }
-                    None => run(),
-                }
+                state.run(tvec![slice.into()])
             }
             State::Fused { blocks, slice, space, crew, after } => {
                 write(slice);

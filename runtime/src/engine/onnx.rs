@@ -1,5 +1,7 @@
-//! ONNX's protobuf messages, as tract carries them, and files of them: a file's weights are held once while it is read, and a model's not
-//! a second time for its digest.
+//! ONNX's protobuf messages and files of them: a file's weights are held once while it is read, and a model's not a second time for its
+//! digest.
+
+mod messages;
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -7,12 +9,8 @@ use std::path::Path;
 
 use prost::Message;
 use sha2::{Digest, Sha256};
-pub use tract_onnx::pb::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
-    TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, attribute_proto, tensor_proto,
-    tensor_shape_proto, type_proto,
-};
 
+pub use self::messages::*;
 use crate::tensor::hex;
 
 /// Numbers of the fields that hold the weights: a model's graph, a graph's initializers, a tensor's raw data.
@@ -95,20 +93,14 @@ pub fn sha256(model: &ModelProto) -> String {
         put(None, &|out| model.encode(out).expect(written));
         return hex(hash);
     };
-    let after = ModelProto {
-        opset_import: model.opset_import.clone(),
-        metadata_props: model.metadata_props.clone(),
-        training_info: model.training_info.clone(),
-        functions: model.functions.clone(),
-        ..ModelProto::default()
-    };
     let before = ModelProto {
         ir_version: model.ir_version,
         producer_name: model.producer_name.clone(),
-        producer_version: model.producer_version.clone(),
-        domain: model.domain.clone(),
-        model_version: model.model_version,
-        doc_string: model.doc_string.clone(),
+        ..ModelProto::default()
+    };
+    let after = ModelProto {
+        opset_import: model.opset_import.clone(),
+        metadata_props: model.metadata_props.clone(),
         ..ModelProto::default()
     };
     put(None, &|out| before.encode(out).expect(written));
@@ -118,15 +110,8 @@ pub fn sha256(model: &ModelProto) -> String {
     for tensor in &graph.initializer {
         put(Some(INITIALIZER), &|out| tensor.encode_length_delimited(out).expect(written));
     }
-    let tail = GraphProto {
-        doc_string: graph.doc_string.clone(),
-        input: graph.input.clone(),
-        output: graph.output.clone(),
-        value_info: graph.value_info.clone(),
-        quantization_annotation: graph.quantization_annotation.clone(),
-        sparse_initializer: graph.sparse_initializer.clone(),
-        ..GraphProto::default()
-    };
+    let tail =
+        GraphProto { input: graph.input.clone(), output: graph.output.clone(), ..GraphProto::default() };
     put(None, &|out| tail.encode(out).expect(written));
     put(None, &|out| after.encode(out).expect(written));
     hex(hash)
@@ -235,7 +220,6 @@ mod tests {
             initializer: vec![tensor("a", 300), tensor("b", 0), tensor("c", 5)],
             input: vec![ValueInfoProto { name: "x".into(), ..ValueInfoProto::default() }],
             output: vec![ValueInfoProto { name: "y".into(), ..ValueInfoProto::default() }],
-            ..GraphProto::default()
         };
         let property = StringStringEntryProto { key: "k".into(), value: "v".into() };
         ModelProto {
@@ -244,7 +228,6 @@ mod tests {
             graph: Some(graph),
             opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 17 }],
             metadata_props: vec![property],
-            ..ModelProto::default()
         }
     }
 

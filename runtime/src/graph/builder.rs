@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use crate::backbone::Tensor;
-use crate::engine::onnx::{self, attribute_proto::AttributeType, tensor_shape_proto, type_proto};
+use crate::engine::onnx::{self, AttributeType, DataType};
 
-const FLOAT: i32 = onnx::tensor_proto::DataType::Float as i32;
-const INT64: i32 = onnx::tensor_proto::DataType::Int64 as i32;
+const FLOAT: i32 = DataType::Float as i32;
+const INT64: i32 = DataType::Int64 as i32;
 
 /// A graph in the making.
 #[derive(Default)]
@@ -243,7 +243,6 @@ impl Builder {
             initializer: self.initializers,
             input: self.inputs,
             output: self.outputs,
-            ..Default::default()
         };
         onnx::ModelProto {
             ir_version: 8,
@@ -251,7 +250,6 @@ impl Builder {
             opset_import: vec![onnx::OperatorSetIdProto { domain: String::new(), version: 17 }],
             graph: Some(graph),
             metadata_props: self.properties,
-            ..Default::default()
         }
     }
 }
@@ -274,17 +272,12 @@ fn float(name: &str, f: f32) -> onnx::AttributeProto {
 }
 
 fn value(name: &str, shape: &[Option<usize>], symbol: &str) -> onnx::ValueInfoProto {
-    let dim = |d: &Option<usize>| tensor_shape_proto::Dimension {
-        value: Some(match d {
-            Some(n) => tensor_shape_proto::dimension::Value::DimValue(*n as i64),
-            None => tensor_shape_proto::dimension::Value::DimParam(symbol.into()),
-        }),
-        ..Default::default()
+    let dim = |d: &Option<usize>| onnx::Dimension {
+        dim_value: d.map(|n| n as i64),
+        dim_param: d.is_none().then(|| symbol.into()),
     };
-    let tensor = type_proto::Tensor {
-        elem_type: FLOAT,
-        shape: Some(onnx::TensorShapeProto { dim: shape.iter().map(dim).collect() }),
-    };
-    let r#type = onnx::TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() };
-    onnx::ValueInfoProto { name: name.into(), r#type: Some(r#type), ..Default::default() }
+    let shape = onnx::TensorShapeProto { dim: shape.iter().map(dim).collect() };
+    let tensor = onnx::TensorTypeProto { elem_type: FLOAT, shape: Some(shape) };
+    let r#type = onnx::TypeProto { tensor_type: Some(tensor) };
+    onnx::ValueInfoProto { name: name.into(), r#type: Some(r#type) }
 }

@@ -4,7 +4,7 @@ use firmware_config::{AttentionLora, LoraSpec};
 
 use super::PluginError;
 use crate::backbone::{Arch, Backbone, Body, Tensor, Tensors};
-use crate::engine::{Factors, LayerFactors};
+use blocks::{Factors, LayerFactors};
 
 /// What the names of a view's tensors begin with, in a plugin of several views.
 fn prefix(view: &str) -> String {
@@ -113,10 +113,11 @@ pub(crate) fn side_factors(
     check(&backbone.arch, content, lora, labels, &[])?;
     let Body::Vit(vit) = &backbone.arch.body else { return Ok(None) };
     let d = backbone.arch.dim;
-    let factor = |name: &str| content[&format!("lora.{name}")].clone();
+    let factor = |name: &str| content[&format!("lora.{name}")].data.clone();
+    let rank = lora.rank;
     // Rows of B, each times what its layer's output is multiplied by.
-    let scaled = |mut b: Tensor, of_row: &dyn Fn(usize) -> f32| {
-        for (row, values) in b.data.chunks_exact_mut(lora.rank).enumerate() {
+    let scaled = |mut b: Vec<f32>, of_row: &dyn Fn(usize) -> f32| {
+        for (row, values) in b.chunks_exact_mut(rank).enumerate() {
             for x in values {
                 *x *= lora.scale() * of_row(row);
             }
@@ -130,17 +131,17 @@ pub(crate) fn side_factors(
             AttentionLora::Fused => &["qkv"],
             AttentionLora::Separate => &["q", "k", "v"],
         };
-        let all = |letter: &str| -> Vec<Tensor> {
+        let all = |letter: &str| -> Vec<Vec<f32>> {
             parts.iter().map(|part| factor(&of(&format!("{part}.{letter}")))).collect()
         };
-        let b = all("B").into_iter().flat_map(|b| b.data).collect();
-        let b = scaled(Tensor::new([3 * d, lora.rank], b), &|row| if row < d { query } else { 1.0 });
-        let qkv = LayerFactors { a: all("A"), b };
+        let b = scaled(all("B").concat(), &|row| if row < d { query } else { 1.0 });
+        let qkv = LayerFactors { rank, a: all("A"), b };
         let layer_scale = backbone.tensors.get(&of("scale1"));
         let b = scaled(factor(&of("o.B")), &|row| layer_scale.map_or(1.0, |scale| scale.data[row]));
-        [qkv, LayerFactors { a: vec![factor(&of("o.A"))], b }]
+        [qkv, LayerFactors { rank, a: vec![factor(&of("o.A"))], b }]
     };
-    let patch = LayerFactors { a: vec![factor("patch.A")], b: scaled(factor("patch.B"), &|_| 1.0) };
+    let b = scaled(factor("patch.B"), &|_| 1.0);
+    let patch = LayerFactors { rank, a: vec![factor("patch.A")], b };
     Ok(Some(Factors { patch, blocks: (0..vit.depth).map(block).collect() }))
 }
 

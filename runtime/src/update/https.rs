@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio_rustls::rustls::crypto::ring::default_provider;
+use tokio_rustls::rustls::crypto::aws_lc_rs::default_provider;
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider, parse_pem};
 use ureq::{Agent, Body, http::Response};
 

@@ -11,7 +11,7 @@ use firmware_config::TopicLevel;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use tokio_rustls::rustls::SignatureScheme;
-use tokio_rustls::rustls::crypto::ring::sign::any_eddsa_type;
+use tokio_rustls::rustls::crypto::aws_lc_rs::sign::any_eddsa_type;
 use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio_rustls::rustls::sign::SigningKey;
 

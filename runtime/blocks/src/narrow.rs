@@ -18,7 +18,6 @@ mod product;
 use super::kernel::Aligned;
 use super::layout::Layout;
 use super::vector::{Isa, Vector, WithVector};
-use crate::engine::Precision;
 use product::product;
 
 /// Greatest integer of eight bits, on both sides of zero.
@@ -39,24 +38,17 @@ pub(super) struct Narrow {
 
 /// What a word holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
+pub enum Format {
+    /// Two values of 16 bits, with the exponent of single precision.
     Bf16,
+    /// Four integers of 8 bits.
     Int8,
 }
 
 impl Format {
-    /// None for values as they are, and where this machine has no instructions for it.
-    pub(super) fn of(precision: Precision, isa: Isa) -> Option<Self> {
-        let format = match precision {
-            Precision::F32 => return None,
-            Precision::Bf16 => Self::Bf16,
-            Precision::Int8 => Self::Int8,
-        };
-        format.is_there(isa).then_some(format)
-    }
-
+    /// Whether this machine has instructions for it, beside those.
     #[cfg(target_arch = "x86_64")]
-    fn is_there(self, isa: Isa) -> bool {
+    pub fn is_there(self, isa: Isa) -> bool {
         use std::is_x86_feature_detected as has;
         isa == Isa::Avx512
             && has!("avx512bw")
@@ -66,8 +58,9 @@ impl Format {
             }
     }
 
+    /// Whether this machine has instructions for it.
     #[cfg(target_arch = "aarch64")]
-    fn is_there(self, _: Isa) -> bool {
+    pub fn is_there(self, _: Isa) -> bool {
         use std::arch::is_aarch64_feature_detected as has;
         match self {
             Self::Bf16 => has!("bf16"),
@@ -76,7 +69,8 @@ impl Format {
     }
 
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    fn is_there(self, _: Isa) -> bool {
+    /// Whether this machine has instructions for it.
+    pub fn is_there(self, _: Isa) -> bool {
         false
     }
 
@@ -183,7 +177,7 @@ impl Narrow {
             fn wide(format: Format, lanes: usize, values: &[f32], words: &mut [u32], scales: &mut [f32]) {
                 write_words(format, lanes, values, words, scales);
             }
-            // SAFETY: `Format::of` has found the instructions.
+            // SAFETY: `Blocks::new` has asked for the instructions.
             unsafe { wide(self.format, lanes, values, words, scales) }
         }
         #[cfg(not(target_arch = "x86_64"))]

@@ -2,9 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::engine::onnx::tensor_proto::DataType;
-use crate::engine::onnx::tensor_shape_proto::{Dimension, dimension};
-use crate::engine::onnx::{AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, type_proto};
+use crate::engine::onnx::{AttributeProto, DataType, GraphProto, NodeProto, TensorProto, ValueInfoProto};
 
 /// What reads the graph.
 pub(super) struct Reader<'a> {
@@ -42,7 +40,7 @@ impl<'a> Reader<'a> {
     /// Input and new shape.
     pub(super) fn reshape(&self, trail: &mut Trail, name: &'a str) -> Option<(&'a str, Vec<i64>)> {
         let [x, shape] = self.op(trail, name, "Reshape")?;
-        Some((x, integers(self.constants.get(shape)?)?))
+        Some((x, self.constants.get(shape)?.integers()?))
     }
 
     pub(super) fn transpose(&self, trail: &mut Trail, name: &'a str, order: &[i64]) -> Option<&'a str> {
@@ -53,7 +51,7 @@ impl<'a> Reader<'a> {
     /// Input, start and end, and axis.
     pub(super) fn slice(&self, trail: &mut Trail, name: &'a str) -> Option<(&'a str, [i64; 2], i64)> {
         let [x, bounds @ ..] = self.op::<4>(trail, name, "Slice")?;
-        let one = |name| integers(self.constants.get(name)?).filter(|v| v.len() == 1).map(|v| v[0]);
+        let one = |name| self.constants.get(name)?.integers().filter(|v| v.len() == 1).map(|v| v[0]);
         let [start, end, axis] = bounds;
         Some((x, [one(start)?, one(end)?], one(axis)?))
     }
@@ -79,7 +77,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn attribute(&self, name: &str, attribute: &str) -> Option<&'a AttributeProto> {
-        self.nodes.get(name)?.attribute.iter().find(|found| found.name == attribute)
+        self.nodes.get(name)?.attribute(attribute)
     }
 
     pub(super) fn axis(&self, name: &str) -> Option<i64> {
@@ -89,8 +87,7 @@ impl<'a> Reader<'a> {
     /// Of a constant of single precision; nothing of anything else.
     pub(super) fn shape(&self, name: &str) -> Vec<usize> {
         let tensor = self.constants.get(name).filter(|tensor| tensor.data_type == DataType::Float as i32);
-        let shape: Vec<usize> =
-            tensor.iter().flat_map(|t| &t.dims).map(|&d| usize::try_from(d).unwrap_or(0)).collect();
+        let shape = tensor.and_then(|t| t.shape()).unwrap_or_default();
         let count = shape.iter().try_fold(size_of::<f32>(), |n, &d| n.checked_mul(d));
         let whole = tensor.is_some_and(|t| Some(t.raw_data.len()) == count);
         if whole { shape } else { Vec::new() }
@@ -112,18 +109,7 @@ impl<'a> Reader<'a> {
 
 /// Channels, height and width of `[S, 3, H, W]`.
 fn slice_shape(input: &ValueInfoProto) -> Option<[usize; 3]> {
-    let Some(type_proto::Value::TensorType(tensor)) = &input.r#type.as_ref()?.value else { return None };
-    let [_, sides @ ..] = &tensor.shape.as_ref()?.dim[..] else { return None };
-    let known = |dim: &Dimension| match dim.value {
-        Some(dimension::Value::DimValue(n)) => usize::try_from(n).ok(),
-        _ => None,
-    };
-    sides.iter().map(known).collect::<Option<Vec<_>>>()?.try_into().ok()
-}
-
-/// Values of a constant of integers.
-pub(super) fn integers(tensor: &TensorProto) -> Option<Vec<i64>> {
-    let (values, _) = tensor.raw_data.as_chunks::<8>();
-    let values = values.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect();
-    (tensor.data_type == DataType::Int64 as i32).then_some(values)
+    let shape = input.shape()?;
+    let (_, sides) = shape.split_first()?;
+    sides.iter().copied().collect::<Option<Vec<_>>>()?.try_into().ok()
 }

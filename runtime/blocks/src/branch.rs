@@ -3,27 +3,28 @@
 //! `y = W x + b + B (A x)`: so one packed backbone serves any number of tasks, each of which holds its factors alone. `A x` has as many
 //! features as the rank, and its product with `B` goes on in the registers in which `W x` was summed.
 
+use super::Linear;
 use super::kernel::Aligned;
 use super::layout::Layout;
-use super::{Linear, Weight};
-use crate::tensor::Tensor;
 
-/// A task's factors on a vision transformer, everything folded in that a graph folds into the weights.
+/// A task's factors on a vision transformer, everything folded in that is folded into the weights.
 #[derive(Debug, Clone)]
-pub(crate) struct Factors {
+pub struct Factors {
     /// On the patches' projection.
-    pub(crate) patch: LayerFactors,
+    pub patch: LayerFactors,
     /// Of each block, on queries, keys and values together, and on the projection after the attention.
-    pub(crate) blocks: Vec<[LayerFactors; 2]>,
+    pub blocks: Vec<[LayerFactors; 2]>,
 }
 
 /// The factors of a layer: of one, or, with as many outputs each, of several that have the same input.
 #[derive(Debug, Clone)]
-pub(crate) struct LayerFactors {
+pub struct LayerFactors {
+    /// Rank r, of each.
+    pub rank: usize,
     /// `A` `[r, in]` of each.
-    pub(crate) a: Vec<Tensor>,
+    pub a: Vec<Vec<f32>>,
     /// `B` `[out, r]` of all, one after another.
-    pub(crate) b: Tensor,
+    pub b: Vec<f32>,
 }
 
 /// [`Factors`], packed.
@@ -58,24 +59,22 @@ impl Branches {
 }
 
 impl Branch {
-    fn new(layout: Layout, LayerFactors { a, b }: &LayerFactors) -> Self {
-        let columns = layout.kernels.main.columns;
-        let rank = a[0].shape[0];
-        let (inputs, padded) = (a[0].data.len() / rank, rank.next_multiple_of(columns));
+    fn new(layout: Layout, LayerFactors { rank, a, b }: &LayerFactors) -> Self {
+        let rank = *rank;
+        let (inputs, padded) = (a[0].len() / rank, rank.next_multiple_of(layout.columns()));
         let width = a.len() * padded;
         let mut weight = vec![0.0; inputs * width];
         for (n, a) in a.iter().enumerate() {
-            for (r, row) in a.data.chunks_exact(inputs).enumerate() {
+            for (r, row) in a.chunks_exact(inputs).enumerate() {
                 let column = weight[n * padded + r..].iter_mut().step_by(width);
                 column.zip(row).for_each(|(out, x)| *out = *x);
             }
         }
-        let mut packed = Aligned::new(weight.len());
-        layout.pack(&weight, inputs, packed.values_mut());
-        let down = Linear { weight: Weight::Whole(packed), bias: vec![0.0; width], inputs };
-        let outputs = b.shape[0];
-        let mut up = Aligned::new(b.data.len());
-        layout.pack(&b.transposed().data, rank, up.values_mut());
+        let down = Linear::pack(layout, None, [inputs, width], std::iter::once((weight, vec![0.0; width])));
+        let outputs = b.len() / rank;
+        let transposed: Vec<f32> = (0..rank).flat_map(|r| b[r..].iter().copied().step_by(rank)).collect();
+        let mut up = Aligned::new(b.len());
+        layout.pack(&transposed, rank, up.values_mut());
         Self { down, up, rank, outputs: outputs / a.len() }
     }
 

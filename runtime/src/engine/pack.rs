@@ -1,25 +1,29 @@
-//! From the constants of a graph to weights as the kernels read them.
+//! Vision transformers' blocks out of a graph, packed for this machine's kernels.
+//!
+//! The graph file knows nothing of this: blocks are recognized when it is loaded ([`recognize`]), and what is not recognized is left to
+//! tract.
+
+mod recognize;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::kernel::{Aligned, Kernels};
-use super::layout::Layout;
-use super::narrow::{Format, Narrow};
-use super::recognize::{self, Found, Layer, Norm, Stack};
-use super::vector::Isa;
-use super::{Block, Blocks, Embedding, Linear, Mlp, NormWeights, Shape, Weight};
-use crate::engine::Precision;
-use crate::engine::onnx::{GraphProto, TensorProto};
+use ::blocks::{Block, Blocks, Embedding, Format, Isa, Layout, Linear, Mlp, NormWeights, Shape};
+
+use self::recognize::{Found, Layer, Norm, Stack};
+use super::Precision;
+use super::onnx::{GraphProto, TensorProto};
 use crate::tensor::Tensor;
 
 /// Packed layers by the names of their constants.
 #[derive(Default)]
-pub(in crate::engine) struct Layers(HashMap<Vec<Layer>, Arc<Linear>>);
+pub(super) struct Layers(HashMap<Vec<Layer>, Arc<Linear>>);
 
 /// Takes what is recognized out of the graph, to be computed by this machine's instructions. What it gives is an input of the graph then.
 /// Those of the layers that are in `layers` already, from another graph that has them under the same names, are not packed again.
-pub(in crate::engine) fn take_blocks(
+pub(super) fn take_blocks(
     precision: Precision,
     graph: &mut GraphProto,
     layers: &mut Layers,
@@ -28,7 +32,7 @@ pub(in crate::engine) fn take_blocks(
 }
 
 /// As [`take_blocks`], for instructions that this machine has.
-pub(super) fn take_blocks_for(
+fn take_blocks_for(
     isa: Isa,
     precision: Precision,
     graph: &mut GraphProto,
@@ -39,17 +43,27 @@ pub(super) fn take_blocks_for(
         .filter_map(|stack| Some((Plan::of(isa, &stack)?, stack)))
         .collect();
     recognize::remove(graph, stacks.iter().map(|(_, stack)| stack));
-    let format = Format::of(precision, isa);
+    let format = format(precision, isa);
     let mut pack = Pack::new(graph, stacks.iter().map(|(_, stack)| stack), layers, format);
     let packed = stacks.into_iter().map(|(plan, stack)| {
         let chain = stack.blocks.iter().map(|block| pack.block(plan.layout, block)).collect();
         let Plan { shape, layout } = plan;
-        let embedding = Arc::new(pack.embedding(layout, &stack.embedding));
-        (stack, Blocks { shape, layout, isa, format, embedding, chain, branches: None })
+        let embedding = pack.embedding(layout, &stack.embedding);
+        (stack, Blocks::new(shape, layout, format, embedding, chain))
     });
     let packed = packed.collect();
     recognize::remove_unread(graph);
     packed
+}
+
+/// What the weights are packed in for a precision: none for values as they are, and where this machine has no instructions for it.
+pub(super) fn format(precision: Precision, isa: Isa) -> Option<Format> {
+    let format = match precision {
+        Precision::F32 => return None,
+        Precision::Bf16 => Format::Bf16,
+        Precision::Int8 => Format::Int8,
+    };
+    format.is_there(isa).then_some(format)
 }
 
 /// How a stack is computed on this machine.
@@ -68,10 +82,10 @@ impl Plan {
             hidden: block.hidden,
         };
         let first = shape(stack.blocks.first()?);
-        let kernels = Kernels::new(isa, first.tokens);
+        let layout = Layout::new(isa, first.tokens);
         let alike = stack.blocks.iter().all(|block| shape(block) == first);
-        let fits = [first.width, first.hidden].iter().all(|n| n % kernels.main.columns == 0);
-        (alike && fits).then_some(Self { shape: first, layout: Layout { tokens: first.tokens, kernels } })
+        let fits = [first.width, first.hidden].iter().all(|n| n % layout.columns() == 0);
+        (alike && fits).then_some(Self { shape: first, layout })
     }
 }
 
@@ -129,7 +143,7 @@ impl<'a> Pack<'a> {
     }
 
     fn floats(&mut self, name: &str) -> Vec<f32> {
-        recognize::floats(self.constant(name))
+        self.constant(name).floats().expect("the constant that was recognized")
     }
 
     fn matrix(&mut self, name: &str, rows: usize) -> Tensor {
@@ -144,8 +158,7 @@ impl<'a> Pack<'a> {
         for row in rows.chunks_exact_mut(d).skip(found.before) {
             row.iter_mut().zip(&bias).for_each(|(x, bias)| *x += bias);
         }
-        let mut table = vec![0.0; layout.lanes() * d];
-        layout.fill(&rows, d, &mut table);
+        let table = layout.panels_of(&rows, d);
         let projection = self.projection(layout, found, d);
         let recognize::Embedding { slice, patch, before, .. } = *found;
         Embedding { slice, patch, before, projection, table }
@@ -159,9 +172,8 @@ impl<'a> Pack<'a> {
         }
         let weight = self.matrix(&found.weight, d).transposed();
         let inputs = weight.shape[0];
-        let mut packed = Aligned::new(weight.data.len());
-        layout.pack(&weight.data, inputs, packed.values_mut());
-        let projection = Arc::new(Linear { weight: Weight::Whole(packed), bias: vec![0.0; d], inputs });
+        let one = std::iter::once((weight.data, vec![0.0; d]));
+        let projection = Arc::new(Linear::pack(layout, None, [inputs, d], one));
         self.layers.0.insert(name, Arc::clone(&projection));
         projection
     }
@@ -176,31 +188,11 @@ impl<'a> Pack<'a> {
         let name: Vec<Layer> = layers.iter().map(|&layer| layer.clone()).collect();
         let known = self.layers.0.get(&name).cloned();
         let linear = known.unwrap_or_else(|| {
-            let bias: Vec<f32> = layers.iter().flat_map(|layer| self.floats(&layer.bias)).collect();
+            let outputs = layers.iter().map(|layer| self.constant(&layer.bias).dims[0] as usize).sum();
             let inputs = self.constant(&layers[0].weight).dims[0] as usize;
-            let weight = match self.format {
-                // One after another, so that no more than one is held beside what is packed.
-                None => {
-                    let mut packed = Aligned::new(inputs * bias.len());
-                    let mut rest = packed.values_mut();
-                    for layer in layers {
-                        let weight = self.floats(&layer.weight);
-                        let (here, after) = rest.split_at_mut(weight.len());
-                        layout.pack(&weight, inputs, here);
-                        rest = after;
-                    }
-                    Weight::Whole(packed)
-                }
-                Some(format) => {
-                    let columns = layout.kernels.main.columns;
-                    let parts = layers.iter().map(|layer| {
-                        let [weight, bias] = [&layer.weight, &layer.bias].map(|name| self.floats(name));
-                        Narrow::new(format, columns, &weight, &bias)
-                    });
-                    Weight::Narrow(parts.reduce(Narrow::and).expect("a layer"))
-                }
-            };
-            Arc::new(Linear { weight, bias, inputs })
+            let format = self.format;
+            let parts = layers.iter().map(|layer| (self.floats(&layer.weight), self.floats(&layer.bias)));
+            Arc::new(Linear::pack(layout, format, [inputs, outputs], parts))
         });
         for layer in layers {
             let uses = self.uses.get_mut(&layer.weight).expect("the uses were counted");
@@ -219,9 +211,7 @@ impl<'a> Pack<'a> {
         }
         let rope = Arc::new(tables.each_ref().map(|name| {
             let table = self.matrix(name, width);
-            let mut panels = vec![0.0; layout.lanes() * width];
-            layout.fill(&table.transposed().data, width, &mut panels);
-            panels
+            layout.panels_of(&table.transposed().data, width)
         }));
         self.ropes.insert(tables.clone(), Arc::clone(&rope));
         rope

@@ -17,7 +17,7 @@ use std::thread::{self, JoinHandle};
 type Step<'a> = &'a (dyn Fn(usize) + Sync);
 
 /// The calling thread and its helpers.
-pub(in crate::engine) struct Crew {
+pub struct Crew {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
 }
@@ -36,7 +36,7 @@ struct Shared {
 
 impl Crew {
     /// So many threads, the caller's among them.
-    pub(in crate::engine) fn new(threads: usize) -> std::io::Result<Self> {
+    pub fn new(threads: usize) -> std::io::Result<Self> {
         let mut crew = Self { shared: Arc::default(), helpers: Vec::new() };
         for number in 1..threads {
             let shared = Arc::clone(&crew.shared);

@@ -1,13 +1,14 @@
-//! Vision transformers by code of our own, from the slice to the last block.
+//! Vision transformers from the slice to the last block, by a processor's vector instructions.
 //!
-//! tract runs a graph an operator at a time, each with a tensor of its own for what it gives, which is packed again for the next product.
-//! Here the tokens lie as the products want them from the first block to the last: in panels of as many tokens as a kernel takes at a time
+//! A general engine runs a graph an operator at a time, each with a tensor of its own for what it gives, which is packed again for the next
+//! product. Here the tokens lie as the products want them from the first block to the last: in panels of as many tokens as a kernel takes at a time
 //! ([`kernel`]). A product's tile is written where it belongs in the next panel, and bias, activation or residual sum are applied to it while
 //! it is in the nearest cache; scores, softmax and mixing of a head are done for a panel of queries at a time. All of it is split among
 //! threads in parts that do not depend on their number, so the bits do not either.
 //!
-//! The graph file knows nothing of this: blocks are recognized when it is loaded ([`recognize`]), and what is not recognized is left to
-//! tract. The same weights may also serve several tasks, whose factors are then multiplied beside them ([`branch`]).
+//! The same weights may also serve several tasks, whose factors are then multiplied beside them ([`Factors`]).
+//!
+//! A crate of its own, since all that is quick on a device is here: what ships is compiled for speed here, and for size elsewhere.
 
 mod branch;
 mod crew;
@@ -15,27 +16,23 @@ mod kernel;
 mod layout;
 mod math;
 mod narrow;
-mod pack;
-mod recognize;
-#[cfg(test)]
-mod tests;
 mod vector;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use self::branch::{Branch, Branches};
-pub(crate) use self::branch::{Factors, LayerFactors};
-pub(super) use self::crew::Crew;
+pub use self::branch::{Factors, LayerFactors};
+pub use self::crew::Crew;
 use self::kernel::{Aligned, Kernel, Kernels, TILE};
-use self::layout::{Layout, Part};
+pub use self::layout::Layout;
+use self::layout::Part;
 use self::math::{Activate, Activation, Join, Joined, LayerNorm, Rotate, Scale, Softmax};
-use self::narrow::{Format, Narrow, Words};
-pub(super) use self::pack::{Layers, take_blocks};
-use self::vector::Isa;
-use super::Precision;
+pub use self::narrow::Format;
+use self::narrow::{Narrow, Words};
+pub use self::vector::Isa;
 
 /// Blocks that follow one another, their weights packed for this machine's kernels.
-pub(super) struct Blocks {
+pub struct Blocks {
     shape: Shape,
     layout: Layout,
     isa: Isa,
@@ -48,61 +45,73 @@ pub(super) struct Blocks {
 }
 
 /// Patches to tokens.
-struct Embedding {
+pub struct Embedding {
     /// Channels, height and width of a slice.
-    slice: [usize; 3],
+    pub slice: [usize; 3],
     /// Side of a patch.
-    patch: usize,
+    pub patch: usize,
     /// Tokens before those of the patches.
-    before: usize,
-    projection: Arc<Linear>,
-    /// What is added to each token, the projection's bias included: panels of as many features as a token has.
-    table: Vec<f32>,
-}
-
-/// Whether this machine has instructions for a precision.
-pub(super) fn has(precision: Precision) -> bool {
-    precision == Precision::F32 || Format::of(precision, Isa::here()).is_some()
+    pub before: usize,
+    /// From a patch's values, channel after channel; its bias is zeros.
+    pub projection: Arc<Linear>,
+    /// What is added to each token, the projection's bias included: panels of as many features as a token has ([`Layout::panels_of`]).
+    pub table: Vec<f32>,
 }
 
 /// What is the same in all blocks of a stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Shape {
-    tokens: usize,
-    heads: usize,
+pub struct Shape {
+    /// Of a slice, CLS and registers included.
+    pub tokens: usize,
+    /// Of the attention.
+    pub heads: usize,
     /// Features of a head.
-    width: usize,
+    pub width: usize,
     /// Features inside the feed-forward part.
-    hidden: usize,
+    pub hidden: usize,
 }
 
-struct Block {
-    /// Whether only CLS is computed, and its attention kept.
-    cls_only: bool,
-    norm1: NormWeights,
-    /// Queries, keys and values one after another.
-    qkv: Arc<Linear>,
-    /// Cosines and sines in panels of as many features as a head has.
-    rope: Option<Arc<[Vec<f32>; 2]>>,
-    o: Arc<Linear>,
-    norm2: NormWeights,
-    mlp: Mlp,
+/// `x += o(attention(norm1(x)))`, then `x += mlp(norm2(x))`.
+pub struct Block {
+    /// Whether only CLS is computed, and its attention kept; of the last block only.
+    pub cls_only: bool,
+    /// Before the attention.
+    pub norm1: NormWeights,
+    /// Queries, keys and values one after another; `1 / sqrt(width)` is folded into the queries.
+    pub qkv: Arc<Linear>,
+    /// Cosines and sines in panels of as many features as a head has ([`Layout::panels_of`]).
+    pub rope: Option<Arc<[Vec<f32>; 2]>>,
+    /// After the attention.
+    pub o: Arc<Linear>,
+    /// Before the feed-forward part.
+    pub norm2: NormWeights,
+    /// The feed-forward part.
+    pub mlp: Mlp,
 }
 
-struct NormWeights {
-    weight: Vec<f32>,
-    bias: Vec<f32>,
-    epsilon: f32,
+/// A LayerNorm, `[d]` each.
+pub struct NormWeights {
+    /// The factors.
+    pub weight: Vec<f32>,
+    /// The summands.
+    pub bias: Vec<f32>,
+    /// What is added to the variance.
+    pub epsilon: f32,
 }
 
-enum Mlp {
+/// A feed-forward part, by what is between its layers.
+#[allow(missing_docs, reason = "the layers' usual names")]
+pub enum Mlp {
+    /// GELU by the error function.
     Gelu { fc1: Arc<Linear>, fc2: Arc<Linear> },
+    /// GELU by tanh.
     GeluTanh { fc1: Arc<Linear>, fc2: Arc<Linear> },
+    /// `down(silu(gate x) * up x)`.
     SwiGlu { gate: Arc<Linear>, up: Arc<Linear>, down: Arc<Linear> },
 }
 
-/// A linear layer.
-struct Linear {
+/// A linear layer, packed.
+pub struct Linear {
     weight: Weight,
     bias: Vec<f32>,
     inputs: usize,
@@ -129,7 +138,7 @@ struct Spare {
 }
 
 /// What one slice after another is computed in.
-pub(super) struct Workspace {
+pub struct Workspace {
     /// The slice's patches: panels of as many features as a patch has values.
     patches: Aligned,
     tokens: Aligned,
@@ -164,14 +173,38 @@ const ADD: Finish = Finish::Onto(Join::Add);
 const NONE: [f32; 16] = [0.0; 16];
 
 impl Blocks {
+    /// Of layers packed for that layout and format, which are ones that this machine has instructions for.
+    pub fn new(
+        shape: Shape,
+        layout: Layout,
+        format: Option<Format>,
+        embedding: Embedding,
+        chain: Vec<Block>,
+    ) -> Self {
+        let isa = layout.kernels.main.isa;
+        // What runs them relies on it.
+        assert!(Isa::all().contains(&isa), "{isa:?} is not on this machine");
+        assert!(format.is_none_or(|format| format.is_there(isa)), "{format:?} is not on this machine");
+        Self {
+            shape,
+            layout,
+            isa,
+            format,
+            embedding: Arc::new(embedding),
+            chain: chain.into(),
+            branches: None,
+        }
+    }
+
     /// The same weights, with a task's factors beside them.
-    pub(super) fn beside(&self, factors: &Factors) -> Self {
+    #[must_use]
+    pub fn beside(&self, factors: &Factors) -> Self {
         let (embedding, chain) = (Arc::clone(&self.embedding), Arc::clone(&self.chain));
         Self { embedding, chain, branches: Some(Branches::new(self.layout, factors)), ..*self }
     }
 
-    /// Shapes of what comes out, in the order of [`Stack::ends`].
-    pub(super) fn shapes(&self) -> Vec<Vec<usize>> {
+    /// Shapes of what comes out, tokens and, where the last block computes CLS only, attention; with a leading 1 for the slice.
+    pub fn shapes(&self) -> Vec<Vec<usize>> {
         let Shape { tokens, heads, .. } = self.shape;
         if self.is_cls_only() {
             vec![vec![1, 1, self.shape.dim()], vec![1, heads, 1, tokens]]
@@ -181,7 +214,7 @@ impl Blocks {
     }
 
     /// Memory for one slice at a time on that many threads.
-    pub(super) fn workspace(&self, threads: usize) -> Workspace {
+    pub fn workspace(&self, threads: usize) -> Workspace {
         let Shape { tokens, heads, width, hidden } = self.shape;
         let d = self.shape.dim();
         let columns = self.layout.kernels.main.columns;
@@ -207,7 +240,7 @@ impl Blocks {
     }
 
     /// From a slice `[3, H, W]` to tokens `[T, d]`, or to `[1, d]` and the attention `[heads, T]` where the last block computes CLS only.
-    pub(super) fn run<'w>(
+    pub fn run<'w>(
         &self,
         slice: &[f32],
         space: &'w mut Workspace,
@@ -452,6 +485,40 @@ impl Blocks {
 }
 
 impl Linear {
+    /// Packs layers of one input, their outputs one after another: of each a weight `[in, out]` and a bias. They are asked for one by one,
+    /// so that no more than one is held beside what is packed. `outputs` are those of all.
+    pub fn pack(
+        layout: Layout,
+        format: Option<Format>,
+        [inputs, outputs]: [usize; 2],
+        layers: impl Iterator<Item = (Vec<f32>, Vec<f32>)>,
+    ) -> Self {
+        let mut bias = Vec::with_capacity(outputs);
+        let weight = match format {
+            None => {
+                let mut packed = Aligned::new(inputs * outputs);
+                let mut rest = packed.values_mut();
+                for (weight, of_layer) in layers {
+                    let (here, after) = rest.split_at_mut(weight.len());
+                    layout.pack(&weight, inputs, here);
+                    rest = after;
+                    bias.extend(of_layer);
+                }
+                Weight::Whole(packed)
+            }
+            Some(format) => {
+                let parts = layers.map(|(weight, of_layer)| {
+                    let part = Narrow::new(format, layout.columns(), &weight, &of_layer);
+                    bias.extend(of_layer);
+                    part
+                });
+                Weight::Narrow(parts.reduce(Narrow::and).expect("a layer"))
+            }
+        };
+        assert_eq!(bias.len(), outputs, "outputs of all layers");
+        Self { weight, bias, inputs }
+    }
+
     /// The layer's input of a panel's tokens.
     #[inline]
     fn panel<'a>(&self, layout: Layout, panel: usize, tokens: &'a Aligned) -> &'a [f32] {

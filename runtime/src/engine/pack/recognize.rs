@@ -7,8 +7,8 @@ mod reader;
 
 use std::collections::{HashMap, HashSet};
 
-use self::reader::{Reader, Trail, integers};
-use crate::engine::onnx::{GraphProto, NodeProto, TensorProto, ValueInfoProto, type_proto};
+use self::reader::{Reader, Trail};
+use crate::engine::onnx::{GraphProto, NodeProto, ValueInfoProto};
 
 /// sqrt(2 / π), of the approximation by the hyperbolic tangent.
 const GELU_ROOT: f32 = 0.797_884_6;
@@ -140,18 +140,8 @@ pub(super) fn remove<'s>(graph: &mut GraphProto, stacks: impl Iterator<Item = &'
     let mut gone = HashSet::new();
     for stack in stacks {
         gone.extend(stack.nodes());
-        let kind = graph.input.first().and_then(|input| input.r#type.clone()).map(|mut kind| {
-            // Of any shape: what is computed from it says which.
-            if let Some(type_proto::Value::TensorType(tensor)) = &mut kind.value {
-                tensor.shape = None;
-            }
-            kind
-        });
-        let inputs = stack.ends().map(|name| ValueInfoProto {
-            name: name.into(),
-            r#type: kind.clone(),
-            ..Default::default()
-        });
+        // Of a shape that whoever computes them says.
+        let inputs = stack.ends().map(|name| ValueInfoProto { name: name.into(), r#type: None });
         graph.input.extend(inputs);
     }
     graph.node.retain(|node| !node.output.iter().any(|output| gone.contains(output.as_str())));
@@ -272,7 +262,7 @@ impl<'a> Reader<'a> {
         let name = self.nodes.get_key_value(name)?.0;
         let [tokens, table] = self.op(&mut trail, name, "Add")?;
         let (tokens, pads) = match self.op(&mut trail, tokens, "Pad") {
-            Some([tokens, pads]) => (tokens, integers(self.constants.get(pads)?)?),
+            Some([tokens, pads]) => (tokens, self.constants.get(pads)?.integers()?),
             None => (tokens, vec![0; 6]),
         };
         let columns = self.transpose(&mut trail, tokens, &[0, 2, 1])?;
@@ -387,10 +377,4 @@ impl<'a> Reader<'a> {
         let epsilon = self.attribute(name, "epsilon")?.f;
         (self.axis(name) == Some(-1)).then(|| (x, Norm { weight: weight.into(), bias: bias.into(), epsilon }))
     }
-}
-
-/// Values of a constant of single precision.
-pub(super) fn floats(tensor: &TensorProto) -> Vec<f32> {
-    let (values, _) = tensor.raw_data.as_chunks::<4>();
-    values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }

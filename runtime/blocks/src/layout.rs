@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use super::Crew;
 use super::kernel::{Kernel, Kernels};
+use super::{Crew, Isa};
 
 /// How tokens lie in panels: as many as go into the main kernel's, the rest in one of the other kernel's.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Layout {
+pub struct Layout {
     pub(super) tokens: usize,
     pub(super) kernels: Kernels,
 }
@@ -21,6 +21,23 @@ pub(super) struct Part<'a> {
 }
 
 impl Layout {
+    /// Of so many tokens, for kernels of these instructions.
+    pub fn new(isa: Isa, tokens: usize) -> Self {
+        Self { tokens, kernels: Kernels::new(isa, tokens) }
+    }
+
+    /// What every layer's number of outputs must be a multiple of.
+    pub fn columns(self) -> usize {
+        self.kernels.main.columns
+    }
+
+    /// Rows `[T, features]` in panels.
+    pub fn panels_of(self, rows: &[f32], features: usize) -> Vec<f32> {
+        let mut panels = vec![0.0; self.lanes() * features];
+        self.fill(rows, features, &mut panels);
+        panels
+    }
+
     /// How many of `features` go into a part, so that none of the threads waits long for another one's last.
     pub(super) fn share(self, features: usize, crew: &Crew) -> usize {
         const PARTS: usize = 16;
@@ -93,7 +110,7 @@ impl Layout {
 
     /// Packs a weight `[in, out]` as right operand.
     pub(super) fn pack(self, weight: &[f32], inputs: usize, packed: &mut [f32]) {
-        let columns = self.kernels.main.columns;
+        let columns = self.columns();
         let outputs = weight.len() / inputs;
         for (n, tile) in packed.chunks_exact_mut(inputs * columns).enumerate() {
             for (row, out) in weight.chunks_exact(outputs).zip(tile.chunks_exact_mut(columns)) {
@@ -113,7 +130,7 @@ impl Layout {
         keys: &mut [f32],
         values: &mut [f32],
     ) {
-        match self.kernels.main.columns {
+        match self.columns() {
             4 => self.right_operands_of::<4>(qkv, d, head, width, keys, values),
             8 => self.right_operands_of::<8>(qkv, d, head, width, keys, values),
             columns => unreachable!("no kernel has {columns} columns"),

@@ -37,7 +37,7 @@ trait WordVector: Copy {
 /// Features in a tile, wherever there are instructions for words.
 const COLUMNS: usize = 8;
 
-/// As [`kernel`](crate::engine::blocks::kernel)'s product, of `N` registers of tokens.
+/// As [`kernel`](crate::kernel)'s product, of `N` registers of tokens.
 #[inline(always)]
 #[allow(
     clippy::needless_range_loop,
@@ -87,7 +87,7 @@ pub(super) fn product(
     start: &[u32],
     tile: &mut [f32],
 ) {
-    // SAFETY: `Format::of` has found the instructions.
+    // SAFETY: `Blocks::new` has asked for the instructions.
     match format {
         Format::Bf16 => unsafe { native::bf16(lanes, tokens, weights, start, tile) },
         Format::Int8 => unsafe { native::int8(lanes, tokens, weights, start, tile) },

@@ -54,21 +54,24 @@ pub(super) trait WithVector {
 
 /// An instruction set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Isa {
+pub enum Isa {
+    /// 512 bits.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// 256 bits, with FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// 128 bits.
     #[cfg(target_arch = "aarch64")]
     Neon,
+    /// What the compiler makes of ordinary code.
     #[cfg(not(target_arch = "aarch64"))]
     Plain,
 }
 
 impl Isa {
     /// All that this machine has, the widest first.
-    #[cfg(test)]
-    pub(super) fn all() -> Vec<Self> {
+    pub fn all() -> Vec<Self> {
         #[cfg(target_arch = "x86_64")]
         let all = match Self::here() {
             Self::Avx512 => vec![Self::Avx512, Self::Avx2, Self::Plain],
@@ -81,7 +84,7 @@ impl Isa {
     }
 
     /// The widest one of this machine.
-    pub(super) fn here() -> Self {
+    pub fn here() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             use std::is_x86_feature_detected as has;
@@ -117,7 +120,7 @@ impl Isa {
             fn avx2(work: impl WithVector) {
                 work.run::<x86::Half>();
             }
-            // SAFETY: `Isa::here` has found the instructions on this machine.
+            // SAFETY: `Blocks::new` has asked for the instructions on this machine.
             match self {
                 Self::Avx512 if lanes.is_multiple_of(x86::Wide::LANES) => unsafe { avx512(work) },
                 Self::Avx512 => unsafe { avx512_half(work) },

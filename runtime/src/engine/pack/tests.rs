@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use super::pack::{Layers, take_blocks_for};
+use ::blocks::{Blocks, Crew, Factors, Isa, LayerFactors};
+
 use super::recognize::Stack;
-use super::vector::Isa;
-use super::{Blocks, Crew, Factors, LayerFactors};
+use super::{Layers, take_blocks_for};
 use crate::backbone::Backbone;
 use crate::engine::Precision;
 use crate::engine::onnx::{self, GraphProto};
@@ -115,17 +115,17 @@ fn no_other_network_is_recognized() {
 }
 
 /// Factors of rank 3 for each layer; those of queries, keys and values are separate.
-fn factors(stack: &Stack, blocks: &Blocks) -> Factors {
-    let wave = |shape: [usize; 2]| {
-        let values = (0..shape[0] * shape[1]).map(|i| (i as f32 * 0.61).sin() * 0.1).collect();
-        Tensor::new(shape, values)
-    };
+fn factors(stack: &Stack) -> Factors {
+    const RANK: usize = 3;
+    let wave = |n: usize| (0..n).map(|i| (i as f32 * 0.61).sin() * 0.1).collect::<Vec<f32>>();
     let layer = |parts: usize, inputs: usize, outputs: usize| LayerFactors {
-        a: vec![wave([3, inputs]); parts],
-        b: wave([outputs, 3]),
+        rank: RANK,
+        a: vec![wave(RANK * inputs); parts],
+        b: wave(outputs * RANK),
     };
-    let d = blocks.shape.dim();
-    let patch = layer(1, blocks.embedding.projection.inputs, d);
+    let (first, embedding) = (&stack.blocks[0], &stack.embedding);
+    let d = first.heads * first.width;
+    let patch = layer(1, embedding.slice[0] * embedding.patch * embedding.patch, d);
     Factors { patch, blocks: stack.blocks.iter().map(|_| [layer(3, d, 3 * d), layer(1, d, d)]).collect() }
 }
 
@@ -137,7 +137,7 @@ fn instructions_and_threads_do_not_change_what_is_computed() {
         let blocks = |isa: Isa| -> Blocks {
             let (stack, blocks) =
                 take_blocks_for(isa, Precision::F32, &mut graph.clone(), &mut Layers::default()).remove(0);
-            if beside { blocks.beside(&factors(&stack, &blocks)) } else { blocks }
+            if beside { blocks.beside(&factors(&stack)) } else { blocks }
         };
         let found: Vec<(Isa, Vec<f32>)> =
             Isa::all().into_iter().map(|isa| (isa, run(&blocks(isa), &slice, 1))).collect();
