@@ -1,5 +1,5 @@
 //! Loads a task graph, cuts it at the slice embeddings, encodes slices in parallel and pools them: vision transformers by kernels of our own
-//! ([`::blocks`], see [`pack`]), everything else by tract.
+//! ([`blocks`], see [`pack`]), everything else by tract.
 //!
 //! Pooling does not depend on the order of the slices, and each slice is encoded by itself (S = 1): a slice's embedding is the same bits
 //! whether its volume is at hand or still arriving. Slices run in parallel, one single-threaded encoder a core over shared weights, which
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ::blocks::{Blocks, Factors, Isa};
+use blocks::{Blocks, Factors, Isa};
 pub use firmware_config::device::Precision;
 use serde::{Deserialize, Serialize};
 use tract_core::dims;
@@ -147,7 +147,7 @@ pub struct EngineInfo {
     pub threads: usize,
 }
 
-/// What computes: the number of [`::blocks`] goes up whenever it gives other bits.
+/// What computes: the number of [`blocks`] goes up whenever it gives other bits.
 const KERNELS: &str = "scanside 1, tract 0.23.9";
 
 impl EngineInfo {
@@ -218,12 +218,16 @@ fn unusable(detail: impl std::fmt::Display) -> EngineError {
 }
 
 fn unusable_as(error: &TractError) -> EngineError {
-    unusable(format!("{error:#}").replace('\n', " "))
+    unusable(sentence(error))
 }
 
 fn failed(error: &TractError) -> EngineError {
-    // One sentence: the chain of causes, each on no line of its own.
-    EngineError::Run { detail: format!("{error:#}").replace('\n', " ") }
+    EngineError::Run { detail: sentence(error) }
+}
+
+/// The chain of causes, each on no line of its own.
+fn sentence(error: &TractError) -> String {
+    format!("{error:#}").replace('\n', " ")
 }
 
 /// As many slices at a time as the machine has cores.

@@ -127,12 +127,11 @@ pub fn packaged_backbone() -> Backbone {
         .unwrap_or_else(|e| panic!("{e}; `cargo xtask assets` fetches it"))
 }
 
-/// [`random_task`] on the packaged backbone with slices of 224×224, and its graph.
-pub fn packaged_task() -> (Plugin, Vec<u8>) {
-    let backbone = packaged_backbone();
+/// [`random_task`] for slices of that size, and its graph.
+pub fn task_of_size(backbone: Backbone, size: [usize; 2]) -> (Plugin, Vec<u8>) {
     let mut plugin = random_task(&backbone);
     let manifest = &mut plugin.manifest;
-    manifest.recipe.size = [224, 224];
+    manifest.recipe.size = size;
     manifest.content_sha256 = content_sha256(&plugin.content, manifest);
     let graph = build_graph(backbone, manifest, &plugin.content).expect("a task graph");
     manifest.graph_sha256 = sha256(&graph);

@@ -5,9 +5,8 @@ use std::path::Path;
 use runtime::backbone::Backbone;
 use runtime::engine::{EncodedView, Engine, EngineError, Output, run_graph};
 use runtime::graph::{GraphError, GraphMeta, full_task_graph, task_graph};
-use runtime::plugin::{Plugin, build_graph};
 use runtime::tensor::{Tensor, Tensors};
-use tests::fixture::random_task;
+use tests::fixture::task_of_size;
 use tests::reference::{difference, tensors};
 
 const CASE: &str = "fixtures/reference/backbones/dinov2reg4_timm_42x56";
@@ -100,9 +99,7 @@ fn each_familys_graph_is_cut_without_loss() {
         let input = tensors(&folder.join("case.safetensors")).remove("input").unwrap();
         let size = [input.shape[2], input.shape[3]];
         let (dim, grid) = (backbone.arch.dim, backbone.arch.grid(size).unwrap());
-        let Plugin { mut manifest, content, .. } = random_task(&backbone);
-        manifest.recipe.size = size;
-        let graph = build_graph(backbone, &manifest, &content).unwrap();
+        let (_, graph) = task_of_size(backbone, size);
         let whole = run_graph(graph.clone(), &input).unwrap();
         let engine = Engine::load(&graph, 2).unwrap();
         assert_eq!(

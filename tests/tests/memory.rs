@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use runtime::volume::{Geometry, write_nifti};
-use tests::fixture::{packaged_backbone_file, packaged_task};
+use tests::fixture::{packaged_backbone, packaged_backbone_file, task_of_size};
 use tests::programs::program;
 
 /// Runs to the end and returns the peak resident memory in bytes.
@@ -40,7 +40,7 @@ fn write_volume(path: &Path, slices: usize) {
 #[test]
 fn peak_memory_is_under_twice_the_graph_and_does_not_grow_with_slices() {
     let folder = tempfile::tempdir().unwrap();
-    let (plugin, graph) = packaged_task();
+    let (plugin, graph) = task_of_size(packaged_backbone(), [224, 224]);
     let (graph_path, plugin_path) = (folder.path().join("task.onnx"), folder.path().join("task.plugin"));
     std::fs::write(&graph_path, &graph).unwrap();
     plugin.write(&plugin_path).unwrap();

@@ -5,9 +5,9 @@ use firmware_config::{AttentionLora, LoraSpec};
 use runtime::backbone::{Body, Naming, Position, PositionResize};
 use runtime::engine::{Engine, run_graph};
 use runtime::graph::backbone_graph;
-use runtime::plugin::{Plugin, build_graph, parameters};
+use runtime::plugin::parameters;
 use runtime::tensor::Tensors;
-use tests::fixture::{packaged_backbone, random_task};
+use tests::fixture::{packaged_backbone, task_of_size};
 use tests::reference::{difference, roots, tensors};
 
 #[test]
@@ -43,10 +43,7 @@ fn real_weights_match_transformers() {
 
 #[test]
 fn threads_inside_operators_change_no_bit() {
-    let backbone = packaged_backbone();
-    let Plugin { mut manifest, content, .. } = random_task(&backbone);
-    manifest.recipe.size = [224, 224];
-    let graph = build_graph(backbone, &manifest, &content).unwrap();
+    let (_, graph) = task_of_size(packaged_backbone(), [224, 224]);
     let values: Vec<f32> = (0..3 * 224 * 224).map(|i| (i as f32 * 0.013).sin()).collect();
     let run = |threads| {
         let engine = Engine::load(&graph, threads).unwrap();

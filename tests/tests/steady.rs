@@ -3,14 +3,14 @@
 #![allow(missing_docs, reason = "a test")]
 
 use runtime::engine::{Engine, onnx};
-use tests::fixture::packaged_task;
+use tests::fixture::{packaged_backbone, task_of_size};
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 
 #[test]
 fn slices_are_encoded_in_memory_that_is_there() {
-    let (_, graph) = packaged_task();
+    let (_, graph) = task_of_size(packaged_backbone(), [224, 224]);
     let engine = Engine::of(onnx::decode(&graph).unwrap(), 1).unwrap();
     let mut encoder = engine.encoder(0, 1).unwrap();
     let mut encode = || encoder.encode(|slice| slice.fill(0.5)).unwrap();

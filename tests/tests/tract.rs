@@ -3,9 +3,8 @@
 
 use runtime::backbone::Backbone;
 use runtime::engine::run_graph;
-use runtime::plugin::{Plugin, build_graph};
 use runtime::tensor::Tensor;
-use tests::fixture::random_task;
+use tests::fixture::task_of_size;
 use tests::reference::{cases, tensors};
 use tract_onnx::prelude::*;
 
@@ -30,9 +29,7 @@ fn every_familys_task_graph_gives_the_same_bits() {
         println!("{}", case.display());
         let backbone = Backbone::open(&case.join("weights.safetensors")).unwrap();
         let input = tensors(&case.join("case.safetensors")).remove("input").unwrap();
-        let Plugin { mut manifest, content, .. } = random_task(&backbone);
-        manifest.recipe.size = [input.shape[2], input.shape[3]];
-        let graph = build_graph(backbone, &manifest, &content).unwrap();
+        let (_, graph) = task_of_size(backbone, [input.shape[2], input.shape[3]]);
         let theirs = by_tract(&graph, &input);
         let ours = run_graph(graph, &input).unwrap();
         let outputs = ["logits", "slice_weights", "heatmap", "slice_embeddings"];

@@ -86,7 +86,7 @@ impl Branch {
         low: &'a Aligned,
         feature: usize,
     ) -> (&'a [f32], &'a [f32]) {
-        let (lanes, columns) = (layout.kernel(panel).lanes, layout.kernels.main.columns);
+        let (lanes, columns) = (layout.kernel(panel).lanes, layout.columns());
         let width = self.down.bias.len();
         let first = feature / self.outputs * self.rank.next_multiple_of(columns);
         let low = &low.values()[layout.start(panel, width) + first * lanes..][..self.rank * lanes];

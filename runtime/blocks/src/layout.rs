@@ -42,7 +42,7 @@ impl Layout {
     pub(super) fn share(self, features: usize, crew: &Crew) -> usize {
         const PARTS: usize = 16;
         let split = if crew.threads() == 1 { 1 } else { (PARTS * crew.threads()).div_ceil(self.panels()) };
-        features.div_ceil(split).next_multiple_of(self.kernels.main.columns)
+        features.div_ceil(split).next_multiple_of(self.columns())
     }
 
     pub(super) fn panels(self) -> usize {

@@ -14,6 +14,7 @@ mod branch;
 mod crew;
 mod kernel;
 mod layout;
+mod linear;
 mod math;
 mod narrow;
 mod vector;
@@ -23,12 +24,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use self::branch::{Branch, Branches};
 pub use self::branch::{Factors, LayerFactors};
 pub use self::crew::Crew;
-use self::kernel::{Aligned, Kernel, Kernels, TILE};
+use self::kernel::{Aligned, Kernel, TILE};
 pub use self::layout::Layout;
 use self::layout::Part;
+pub use self::linear::Linear;
+use self::linear::{Input, NONE, Weight};
 use self::math::{Activate, Activation, Join, Joined, LayerNorm, Rotate, Scale, Softmax};
 pub use self::narrow::Format;
-use self::narrow::{Narrow, Words};
+use self::narrow::Words;
 pub use self::vector::Isa;
 
 /// Blocks that follow one another, their weights packed for this machine's kernels.
@@ -110,27 +113,7 @@ pub enum Mlp {
     SwiGlu { gate: Arc<Linear>, up: Arc<Linear>, down: Arc<Linear> },
 }
 
-/// A linear layer, packed.
-pub struct Linear {
-    weight: Weight,
-    bias: Vec<f32>,
-    inputs: usize,
-}
-
-enum Weight {
-    /// As a product's right operand `[out / columns, in, columns]`.
-    Whole(Aligned),
-    Narrow(Narrow),
-}
-
-/// A layer's input, with what its weight or its branch makes of it.
-struct Input<'a> {
-    tokens: &'a Aligned,
-    words: Option<&'a Words>,
-    beside: Option<(&'a Branch, &'a Aligned)>,
-}
-
-/// Where that is made.
+/// Where a layer's [`Input`] is made.
 struct Spare {
     words: Words,
     /// What the branch of a layer has made of its input.
@@ -168,9 +151,6 @@ enum Finish {
 
 const WRITE: Finish = Finish::Write(Activation::None);
 const ADD: Finish = Finish::Onto(Join::Add);
-
-/// For products to which no bias is added.
-const NONE: [f32; 16] = [0.0; 16];
 
 impl Blocks {
     /// Of layers packed for that layout and format, which are ones that this machine has instructions for.
@@ -217,7 +197,7 @@ impl Blocks {
     pub fn workspace(&self, threads: usize) -> Workspace {
         let Shape { tokens, heads, width, hidden } = self.shape;
         let d = self.shape.dim();
-        let columns = self.layout.kernels.main.columns;
+        let columns = self.layout.columns();
         let padded = tokens.next_multiple_of(columns);
         let panels = |features: usize| Aligned::new(self.layout.lanes() * features);
         let scores = || Mutex::new(Aligned::new(padded * self.layout.kernels.main.lanes));
@@ -309,7 +289,7 @@ impl Blocks {
             });
         }
 
-        let padded = tokens.next_multiple_of(layout.kernels.main.columns);
+        let padded = tokens.next_multiple_of(layout.columns());
         let keys = space.keys.values_mut().chunks_mut(padded * width);
         let operands = keys.zip(space.values.values_mut().chunks_mut(tokens * width)).enumerate();
         let projected = space.qkv.values();
@@ -319,7 +299,7 @@ impl Blocks {
 
         let mut layout = layout;
         if block.cls_only {
-            let cls = Layout { tokens: 1, kernels: Kernels::new(isa, 1) };
+            let cls = Layout::new(isa, 1);
             for values in [&mut space.tokens, &mut space.normed] {
                 let row = layout.rows(values.values(), d, 1);
                 cls.fill(&row, d, values.values_mut());
@@ -481,85 +461,6 @@ impl Blocks {
                 }
             }
         });
-    }
-}
-
-impl Linear {
-    /// Packs layers of one input, their outputs one after another: of each a weight `[in, out]` and a bias. They are asked for one by one,
-    /// so that no more than one is held beside what is packed. `outputs` are those of all.
-    pub fn pack(
-        layout: Layout,
-        format: Option<Format>,
-        [inputs, outputs]: [usize; 2],
-        layers: impl Iterator<Item = (Vec<f32>, Vec<f32>)>,
-    ) -> Self {
-        let mut bias = Vec::with_capacity(outputs);
-        let weight = match format {
-            None => {
-                let mut packed = Aligned::new(inputs * outputs);
-                let mut rest = packed.values_mut();
-                for (weight, of_layer) in layers {
-                    let (here, after) = rest.split_at_mut(weight.len());
-                    layout.pack(&weight, inputs, here);
-                    rest = after;
-                    bias.extend(of_layer);
-                }
-                Weight::Whole(packed)
-            }
-            Some(format) => {
-                let parts = layers.map(|(weight, of_layer)| {
-                    let part = Narrow::new(format, layout.columns(), &weight, &of_layer);
-                    bias.extend(of_layer);
-                    part
-                });
-                Weight::Narrow(parts.reduce(Narrow::and).expect("a layer"))
-            }
-        };
-        assert_eq!(bias.len(), outputs, "outputs of all layers");
-        Self { weight, bias, inputs }
-    }
-
-    /// The layer's input of a panel's tokens.
-    #[inline]
-    fn panel<'a>(&self, layout: Layout, panel: usize, tokens: &'a Aligned) -> &'a [f32] {
-        &tokens.values()[layout.start(panel, self.inputs)..][..self.inputs * layout.kernel(panel).lanes]
-    }
-
-    /// A panel's products with the outputs from `feature` on.
-    #[inline]
-    fn multiply(
-        &self,
-        kernel: Kernel,
-        layout: Layout,
-        panel: usize,
-        input: &Input<'_>,
-        feature: usize,
-        tile: &mut [f32],
-    ) {
-        let Kernel { lanes, columns, .. } = kernel;
-        let bias = &self.bias[feature..][..columns];
-        let beside = input.beside.map(|(branch, low)| branch.operands(layout, panel, low, feature));
-        let tokens = || self.panel(layout, panel, input.tokens);
-        let weights = feature * self.inputs..(feature + columns) * self.inputs;
-        match (&self.weight, beside, input.words) {
-            (Weight::Whole(packed), None, _) => {
-                kernel.multiply([(tokens(), &packed.values()[weights])], bias, tile);
-            }
-            (Weight::Whole(packed), Some(beside), _) => {
-                kernel.multiply([(tokens(), &packed.values()[weights]), beside], bias, tile);
-            }
-            (Weight::Narrow(narrow), beside, words) => {
-                let words = words.expect("what Blocks::read has made");
-                let words = narrow.panel(layout, panel, words);
-                narrow.multiply(kernel.isa, lanes, words, feature, bias, tile);
-                if let Some(beside) = beside {
-                    let mut more = [0.0; TILE];
-                    let more = &mut more[..kernel.tile()];
-                    kernel.multiply([beside], &NONE[..columns], more);
-                    kernel.isa.with_vector(lanes, Joined { join: Join::Add, x: tile, other: more });
-                }
-            }
-        }
     }
 }
 

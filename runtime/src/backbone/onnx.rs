@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::{BackboneError, Tensor, Tensors};
-use crate::engine::onnx::{self, ReadError, TensorProto};
+use crate::engine::onnx::{self, DataType, ReadError, TensorProto};
 use crate::tensor::TensorError;
 
 /// The initialisers under their Hugging Face names, without prefix, and the SHA-256 of the file.
@@ -38,7 +38,7 @@ pub(super) fn read(path: &Path) -> Result<(Tensors, String), BackboneError> {
     let mut position: [Option<Tensor>; 2] = [None, None];
     // Each is dropped when it was taken over, so that the weights are held once.
     for initializer in graph.initializer {
-        if initializer.data_type != 1 {
+        if initializer.data_type != DataType::Float as i32 {
             continue;
         }
         let tensor =
@@ -63,9 +63,8 @@ pub(super) fn read(path: &Path) -> Result<(Tensors, String), BackboneError> {
 }
 
 fn float(proto: &TensorProto) -> Option<Tensor> {
-    let shape: Vec<usize> = proto.dims.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<_>>()?;
-    let values = proto.raw_data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-    let data: Vec<f32> = if proto.raw_data.is_empty() { proto.float_data.clone() } else { values.collect() };
+    let shape = proto.shape()?;
+    let data = if proto.raw_data.is_empty() { proto.float_data.clone() } else { proto.floats()? };
     (shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) == Some(data.len()))
         .then(|| Tensor::new(shape, data))
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ::blocks::{Blocks, Crew, Workspace};
+use blocks::{Blocks, Crew, Workspace};
 use tract_core::dims;
 use tract_core::prelude::*;
 
@@ -49,14 +49,13 @@ impl EncoderPlan {
         let &[_, Some(3), Some(height), Some(width)] = shape else {
             return Err(unusable(format!("its input {input} is not slices [S, 3, H, W]")));
         };
-        let (inputs, blocks) = match fused {
-            None => (vec![(input.to_owned(), dims!(1, 3, height, width))], None),
+        let inputs: Vec<_> = match &fused {
+            None => vec![(input, dims!(1, 3, height, width))],
             Some(Fused { ends, blocks, .. }) => {
                 let shapes = blocks.shapes().into_iter().map(|shape| shape.as_slice().into());
-                (ends.into_iter().zip(shapes).collect(), Some(blocks))
+                ends.iter().map(String::as_str).zip(shapes).collect()
             }
         };
-        let inputs: Vec<_> = inputs.iter().map(|(name, shape)| (name.as_str(), shape.clone())).collect();
         let last = graph.part(&inputs, &cut.each_ref().map(String::as_str)).map_err(|e| unusable_as(&e))?;
         let shape = |k: usize| -> Result<Vec<usize>, EngineError> {
             let fact = last.output_fact(k).map_err(unusable)?;
@@ -69,8 +68,8 @@ impl EncoderPlan {
             return Err(unusable("slice_embeddings or cls_attention of an unexpected shape"));
         };
         let last = plan(last)?;
-        let way = match blocks {
-            Some(blocks) => Way::Fused { blocks: Arc::new(blocks), after: last },
+        let way = match fused {
+            Some(Fused { blocks, .. }) => Way::Fused { blocks: Arc::new(blocks), after: last },
             None => Way::Whole(last),
         };
         Ok(Self { way, size: [height, width], dim, patches })

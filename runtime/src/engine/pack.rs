@@ -10,7 +10,7 @@ mod tests;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use ::blocks::{Block, Blocks, Embedding, Format, Isa, Layout, Linear, Mlp, NormWeights, Shape};
+use blocks::{Block, Blocks, Embedding, Format, Isa, Layout, Linear, Mlp, NormWeights, Shape};
 
 use self::recognize::{Found, Layer, Norm, Stack};
 use super::Precision;

@@ -19,7 +19,7 @@ use tract_core::ops::einsum::EinSum;
 use tract_core::ops::math;
 use tract_core::ops::nn::{self, DataFormat, Reduce, Reducer, Softmax};
 
-use super::onnx::{ModelProto, NodeProto, TensorProto, ValueInfoProto};
+use super::onnx::{AttributeProto, DataType, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 
 /// Version of ONNX's operators that task graphs are written in.
 const OPSET: i64 = 17;
@@ -130,12 +130,9 @@ impl Graph {
 }
 
 fn constant(proto: &TensorProto) -> TractResult<Tensor> {
-    let shape = proto.shape().context("an axis of negative length")?;
-    let count = shape.iter().try_fold(1_usize, |n, &d| n.checked_mul(d));
-    let is_whole = |bytes: usize| count.and_then(|n| n.checked_mul(bytes)) == Some(proto.raw_data.len());
-    if let Some(values) = proto.floats().filter(|_| is_whole(size_of::<f32>())) {
+    if let Some((shape, values)) = proto.shape_of(DataType::Float).zip(proto.floats()) {
         Tensor::from_shape(&shape, &values)
-    } else if let Some(values) = proto.integers().filter(|_| is_whole(size_of::<i64>())) {
+    } else if let Some((shape, values)) = proto.shape_of(DataType::Int64).zip(proto.integers()) {
         Tensor::from_shape(&shape, &values)
     } else {
         bail!("neither of single precision nor of 64-bit integers, or not as many as its shape says")
@@ -191,7 +188,7 @@ impl Wiring<'_, '_> {
         Ok(self.model.outlet_fact(x)?.shape.to_tvec())
     }
 
-    fn attribute(&self, name: &str) -> TractResult<&super::onnx::AttributeProto> {
+    fn attribute(&self, name: &str) -> TractResult<&AttributeProto> {
         self.node.attribute(name).with_context(|| format!("no {name}"))
     }
 
@@ -391,7 +388,7 @@ mod tests {
     use tract_core::model::IntoRunnable;
 
     use super::*;
-    use crate::engine::onnx::{AttributeProto, DataType, GraphProto, OperatorSetIdProto};
+    use crate::engine::onnx::{GraphProto, OperatorSetIdProto};
 
     /// `y` of `x` `[S, 4]` and the constants `c` `[4]` and `i`.
     fn model(op: &str, inputs: &[&str], attribute: Vec<AttributeProto>) -> ModelProto {

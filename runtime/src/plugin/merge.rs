@@ -1,10 +1,10 @@
 //! Factors into weights: `W' = W + (alpha / r) B A`; or beside them, where the weights are other tasks' too.
 
+use blocks::{Factors, LayerFactors};
 use firmware_config::{AttentionLora, LoraSpec};
 
 use super::PluginError;
 use crate::backbone::{Arch, Backbone, Body, Tensor, Tensors};
-use blocks::{Factors, LayerFactors};
 
 /// What the names of a view's tensors begin with, in a plugin of several views.
 fn prefix(view: &str) -> String {

@@ -208,4 +208,15 @@ impl TensorProto {
     pub fn shape(&self) -> Option<Vec<usize>> {
         self.dims.iter().map(|&n| usize::try_from(n).ok()).collect()
     }
+
+    /// As [`Self::shape`], where its values are of that type and `raw_data` holds as many as the shape says.
+    pub fn shape_of(&self, kind: DataType) -> Option<Vec<usize>> {
+        let size = match kind {
+            DataType::Float => size_of::<f32>(),
+            DataType::Int64 => size_of::<i64>(),
+        };
+        let shape = self.shape()?;
+        let bytes = shape.iter().try_fold(size, |n, &d| n.checked_mul(d))?;
+        (self.data_type == kind as i32 && self.raw_data.len() == bytes).then_some(shape)
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ::blocks::{Blocks, Crew, Factors, Isa, LayerFactors};
+use blocks::{Blocks, Crew, Factors, Isa, LayerFactors};
 
 use super::recognize::Stack;
 use super::{Layers, take_blocks_for};

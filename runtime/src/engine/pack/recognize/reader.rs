@@ -86,11 +86,7 @@ impl<'a> Reader<'a> {
 
     /// Of a constant of single precision; nothing of anything else.
     pub(super) fn shape(&self, name: &str) -> Vec<usize> {
-        let tensor = self.constants.get(name).filter(|tensor| tensor.data_type == DataType::Float as i32);
-        let shape = tensor.and_then(|t| t.shape()).unwrap_or_default();
-        let count = shape.iter().try_fold(size_of::<f32>(), |n, &d| n.checked_mul(d));
-        let whole = tensor.is_some_and(|t| Some(t.raw_data.len()) == count);
-        if whole { shape } else { Vec::new() }
+        self.constants.get(name).and_then(|tensor| tensor.shape_of(DataType::Float)).unwrap_or_default()
     }
 
     pub(super) fn is_scalar(&self, name: &str, value: f32) -> bool {
